@@ -122,7 +122,9 @@ class Datablock(msgspec.Struct, frozen=True, gc=False):
 class Anomaly(msgspec.Struct, frozen=True, gc=False):
     """Something the plan noticed that does not stop it, e.g. an object that the catalogue does not list."""
 
-    kind: Literal["extra-object", "duplicate-entry", "symlink-size", "directory-marker"]
+    kind: Literal[
+        "extra-object", "duplicate-entry", "symlink-size", "missing-symlink", "directory-marker", "long-name"
+    ]
     path: str
     detail: str = ""
 
