@@ -86,7 +86,7 @@ def delay_s(policy: RetryPolicy, attempt: int, error: BaseException, rng: Callab
     return jitter_s + min(max(asked_s or 0.0, 0.0), policy.retry_after_cap_s)
 
 
-async def retrying(  # noqa: PLR0913 - sleep and rng are injected by tests
+async def retrying(
     operation: Callable[[], Awaitable[T]],
     policy: RetryPolicy,
     *,
