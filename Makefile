@@ -1,0 +1,65 @@
+# Needs python3 (3.11 or newer) and make. Every target that runs Python makes .venv first, from the lock, when it is
+# missing or when the lock has changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV_VERSION := 0.9
+SOURCES := mover flows benchmarks tests
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-all lint format types check lock clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version)'
+	@$(PYTHON) -c 'import ensurepip' || { echo "Python's venv module is incomplete (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv: $(STAMP) ## the virtual environment, from the lock
+
+demo: $(STAMP) ## archive, verify and retrieve a folder with everything embedded (DATA=some/folder)
+	$(BIN)/mover demo $(if $(DATA),"$(DATA)")
+
+test: $(STAMP) ## the tests that take less than a few minutes
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## the long tests
+	$(BIN)/pytest -m slow $(ARGS)
+
+test-all: $(STAMP) ## all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(STAMP) ## ruff: apply the format and the safe fixes
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+types: $(STAMP) ## mypy, strict, code and tests
+	$(BIN)/mypy
+
+check: lint types test ## lint, types, test
+
+# Not in the lock: it writes the lock. Addresses and local paths are kept out, so that the lock fits every index.
+LOCK = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links pyproject.toml $(UPGRADE)
+lock: ## write requirements.lock and requirements-runtime.lock anew (UPGRADE=--upgrade for newer versions)
+	test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet 'uv>=$(UV_VERSION)'; }
+	$(LOCK) --all-extras --output-file requirements.lock
+	$(LOCK) --extra flows --extra demo --extra build --constraints requirements.lock --output-file requirements-runtime.lock
+	! grep -nE '://| @ |^-' requirements.lock requirements-runtime.lock
+
+clean: ## remove what was made here
+	rm -rf $(VENV) $(VENV)-lock build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
