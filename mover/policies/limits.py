@@ -1,0 +1,69 @@
+"""The four documented limits: bounded semaphores that show who holds them and may be changed while in use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+
+__all__ = ["Limit", "LimitStatistics", "Limits"]
+
+
+class LimitStatistics(msgspec.Struct, frozen=True):
+    """A limit's state: its slots, who holds one, how many wait, and the most that were held at a time."""
+
+    name: str
+    slots: int
+    holders: tuple[str, ...]
+    waiting: int
+    peak: int
+
+
+class Limit:
+    """A bounded semaphore, first come first served. Lowering it lets running work finish."""
+
+    def __init__(self, name: str, slots: int) -> None:
+        self.name = name
+        self._limiter = anyio.CapacityLimiter(slots)
+        self._holders: list[str] = []
+        self._peak = 0
+
+    @asynccontextmanager
+    async def slot(self, holder: str) -> AsyncIterator[None]:
+        """Holds one slot inside the block; waits until one is free."""
+        borrower = object()
+        await self._limiter.acquire_on_behalf_of(borrower)
+        self._holders.append(holder)
+        self._peak = max(self._peak, len(self._holders))
+        try:
+            yield
+        finally:
+            self._holders.remove(holder)
+            self._limiter.release_on_behalf_of(borrower)
+
+    def resize(self, slots: int) -> None:
+        """Changes the number of slots from now on."""
+        self._limiter.total_tokens = slots
+
+    def statistics(self) -> LimitStatistics:
+        """The limit's state now."""
+        waiting = self._limiter.statistics().tasks_waiting
+        return LimitStatistics(self.name, int(self._limiter.total_tokens), tuple(self._holders), waiting, self._peak)
+
+
+class Limits:
+    """The limits of one engine, by what they guard."""
+
+    def __init__(self, *, lts_free: int = 1, move_to_lts: int = 2, verify_lts: int = 1, lts_to_retrieval: int = 1) -> None:
+        self.lts_free = Limit("LTS_FREE_LIMIT", lts_free)
+        self.move_to_lts = Limit("MOVE_TO_LTS_LIMIT", move_to_lts)
+        self.verify_lts = Limit("VERIFY_LTS_LIMIT", verify_lts)
+        self.lts_to_retrieval = Limit("LTS_TO_RETRIEVAL_LIMIT", lts_to_retrieval)
+
+    def statistics(self) -> tuple[LimitStatistics, ...]:
+        """All four, in the order of the documentation."""
+        return tuple(
+            limit.statistics() for limit in (self.lts_free, self.move_to_lts, self.verify_lts, self.lts_to_retrieval)
+        )

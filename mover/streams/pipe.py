@@ -1,0 +1,236 @@
+"""The stream itself: object → hash → datablock. Units in flight side by side, each byte written once, at its offset."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import monotonic
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from mover.errors import LtsError, MoverError, NotEnoughSpaceError
+from mover.model import Datablock, Manifest, ManifestMember, Member, window_range
+from mover.policies.retry import Progressing, RetryPolicy, retrying
+from mover.streams.hashing import WindowHash, digest_of
+from mover.streams.interfaces import Buffer, ByteRange, ObjectReader, PositionalSink
+from mover.streams.memory import BufferPool
+from mover.streams.units import Batch, BatchMember, Slice, WindowKey, cut
+from mover.tasks import open_task_group
+
+__all__ = ["Lanes", "Locate", "Move", "MoveCounters", "WindowDigest"]
+
+_STREAM_BUFFER_BYTES = 1 << 20
+_CHECKPOINT_BYTES = 256 << 20
+_CHECKPOINT_S = 1.0
+_LAST_CHECKPOINT_S = 20.0  # what a cancelled move may take to make its last windows durable
+
+WindowDigest = tuple[int, int, str]
+"""(index of the member, number of the window, xxh3_128 of its bytes as received)"""
+
+Locate = Callable[[Member | ManifestMember, int, int], ByteRange]
+"""Where bytes ``start`` to ``end`` of a member come from: its own object, or a datablock object that holds it."""
+
+
+class Lanes:
+    """What the moves of one process share: memory, requests in flight, worker threads, the retry policy."""
+
+    def __init__(self, reader: ObjectReader, pool: BufferPool, *, requests: int, streams: int, retry: RetryPolicy) -> None:
+        self.reader, self.pool, self.retry = reader, pool, retry
+        self.requests = anyio.CapacityLimiter(requests)
+        self.streams = anyio.CapacityLimiter(streams)
+        self.disk = anyio.CapacityLimiter(streams + 2)
+        self.workers = requests
+        self.on_retry: Callable[[MoverError, int, float], None] | None = None
+
+    def stream_slot(self) -> AbstractAsyncContextManager[None]:
+        """A place among the streaming windows."""
+        return _both(self.streams, self.requests)
+
+
+@asynccontextmanager
+async def _both(first: anyio.CapacityLimiter, second: anyio.CapacityLimiter) -> AsyncIterator[None]:
+    async with first, second:
+        yield
+
+
+class MoveCounters(msgspec.Struct):
+    """Bytes of one move: received from S3, taken over from an earlier run."""
+
+    received_bytes: int = 0
+    reused_bytes: int = 0
+
+
+class Move:
+    """Writes one datablock. ``digests`` holds every window's digest once ``run`` has returned."""
+
+    def __init__(
+        self,
+        datablock: Datablock | Manifest,
+        sink: PositionalSink,
+        lanes: Lanes,
+        locate: Locate,
+        record: Callable[[Sequence[WindowDigest]], None],
+        durable: dict[WindowKey, str],
+    ) -> None:
+        """Prepares a move.
+
+        Args:
+            datablock: the plan, or the manifest of a datablock that is rebuilt.
+            sink: the file.
+            lanes: shared resources.
+            locate: where the bytes come from.
+            record: makes digests of durable windows durable; blocking, called in a worker thread.
+            durable: digests of the windows that are in the file already.
+        """
+        self.digests: dict[WindowKey, str] = dict(durable)
+        self.counters = MoveCounters(reused_bytes=_window_bytes(datablock, durable))
+        self._datablock, self._sink, self._lanes, self._locate = datablock, sink, lanes, locate
+        self._durable = durable.keys()
+        self._checkpoints = _Checkpoints(sink, record, lanes.disk)
+
+    async def run(self) -> None:
+        """Moves what is not durable yet; afterwards everything is.
+
+        Cancelled or failed, it first makes what it has durable, so that the next run goes on from there.
+        """
+        units = cut(self._datablock, self._durable)
+        try:
+            async with open_task_group() as tasks:
+                for _ in range(self._lanes.workers):
+                    tasks.start_soon(self._work, units)
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_CHECKPOINT_S):
+                await self._checkpoints.flush()
+            raise
+        await self._checkpoints.flush()
+
+    async def _work(self, units: Iterator[Batch | Slice]) -> None:
+        for unit in units:  # shared: each worker takes the next one
+            if isinstance(unit, Slice):
+                digests = [await self._move_slice(unit)]
+                size_bytes = unit.end - unit.start
+            else:
+                digests = await self._move_batch(unit)
+                size_bytes = unit.payload_bytes
+            self.digests.update(((index, window), digest) for index, window, digest in digests)
+            await self._checkpoints.add(digests, size_bytes)
+
+    async def _move_slice(self, unit: Slice) -> WindowDigest:
+        # memory first, then a slot, as batches do: the other way round the two kinds could wait for each other
+        async with self._lanes.pool.lease(_STREAM_BUFFER_BYTES) as buffer, self._lanes.stream_slot():
+            stream = _SliceStream(unit, self._sink)
+            progress = Progressing()
+
+            async def attempt() -> None:
+                before = stream.position
+                try:
+                    item = self._locate(unit.member, stream.position, unit.end)
+                    await self._lanes.reader.stream(item, buffer, stream.consume)
+                except (LtsError, NotEnoughSpaceError) as exc:
+                    stream.write_failure = exc  # fetching again would not mend it
+                finally:
+                    if stream.position > before:
+                        progress.advanced()
+                    self.counters.received_bytes += stream.position - before
+
+            await retrying(attempt, self._lanes.retry, progress=progress, on_retry=self._lanes.on_retry)
+            if stream.write_failure is not None:
+                raise stream.write_failure
+            return unit.index, unit.window, stream.hash.hexdigest()
+
+    async def _move_batch(self, unit: Batch) -> list[WindowDigest]:
+        async with self._lanes.pool.reserve(unit.payload_bytes):
+            bodies: list[Buffer] = [b""] * len(unit.members)
+
+            async def fetch(position: int, item: BatchMember) -> None:
+                bodies[position] = await self._fetch(item.member)
+
+            async with open_task_group() as tasks:
+                for position, item in enumerate(unit.members):
+                    tasks.start_soon(fetch, position, item)
+            return await anyio.to_thread.run_sync(self._write_batch, unit, bodies, limiter=self._lanes.disk)
+
+    async def _fetch(self, member: Member | ManifestMember) -> Buffer:
+        item = self._locate(member, 0, member.size_bytes)
+
+        async def attempt() -> Buffer:
+            async with self._lanes.requests:
+                return await self._lanes.reader.fetch(item)
+
+        body = await retrying(attempt, self._lanes.retry, on_retry=self._lanes.on_retry)
+        self.counters.received_bytes += len(body)
+        return body
+
+    def _write_batch(self, unit: Batch, bodies: Sequence[Buffer]) -> list[WindowDigest]:
+        digests, buffers = [], []
+        for item, body in zip(unit.members, bodies, strict=True):
+            digests.append((item.index, 0, digest_of(body)))
+            buffers += [item.gap.content, body]
+        buffers.append(unit.tail)
+        self._sink.write_at(unit.offset_bytes, buffers)
+        return digests
+
+
+class _SliceStream:
+    """Hashes and writes one window as its pieces arrive; knows how far it got."""
+
+    def __init__(self, unit: Slice, sink: PositionalSink) -> None:
+        self.position = unit.start
+        self.hash = WindowHash()
+        self.write_failure: MoverError | None = None
+        self._unit, self._sink = unit, sink
+        self._offset_bytes = unit.offset_bytes
+
+    def consume(self, piece: memoryview) -> None:
+        buffers: list[Buffer] = [piece]
+        if self.position == self._unit.start and self._unit.gap:
+            buffers.insert(0, self._unit.gap)
+        if self.position + len(piece) == self._unit.end and self._unit.tail:
+            buffers.append(self._unit.tail)
+        self._sink.write_at(self._offset_bytes, buffers)
+        self._offset_bytes += sum(len(buffer) for buffer in buffers)
+        self.hash.update(piece)
+        self.position += len(piece)
+
+
+class _Checkpoints:
+    """Makes windows durable in the right order: the bytes on the LTS first, then the digests in the journal."""
+
+    def __init__(
+        self,
+        sink: PositionalSink,
+        record: Callable[[Sequence[WindowDigest]], None],
+        disk: anyio.CapacityLimiter,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._sink, self._record, self._disk, self._clock = sink, record, disk, clock
+        self._pending: list[WindowDigest] = []
+        self._pending_bytes = 0
+        self._last_s = clock()
+        self._lock = anyio.Lock()
+
+    async def add(self, digests: Sequence[WindowDigest], size_bytes: int) -> None:
+        self._pending += digests
+        self._pending_bytes += size_bytes
+        due = self._pending_bytes >= _CHECKPOINT_BYTES or self._clock() - self._last_s >= _CHECKPOINT_S
+        if due and not self._lock.statistics().locked:
+            await self.flush()
+
+    async def flush(self) -> None:
+        async with self._lock:
+            digests, self._pending = self._pending, []
+            self._pending_bytes = 0
+            self._last_s = self._clock()
+            if digests:
+                await anyio.to_thread.run_sync(self._make_durable, digests, limiter=self._disk)
+
+    def _make_durable(self, digests: Sequence[WindowDigest]) -> None:
+        self._sink.checkpoint()
+        self._record(digests)
+
+
+def _window_bytes(datablock: Datablock | Manifest, windows: dict[WindowKey, str]) -> int:
+    ranges = (window_range(datablock.members[index].size_bytes, window) for index, window in windows)
+    return sum(end - start for start, end in ranges)
