@@ -38,6 +38,7 @@ __all__ = [
     "SourceDiffersError",
     "StallError",
     "UnknownFileError",
+    "UploadMissingError",
     "UsageError",
     "UserError",
     "WriteOnceError",
@@ -213,12 +214,21 @@ class NotEnoughSpaceError(MoverError):
     retryable = True
     exit_code = ExitCode.SPACE
 
-    def __init__(self, needed_bytes: int, free_bytes: int, reserved_bytes: int, floor_bytes: int, waited_s: float) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - the operands are what an administrator needs to see
+        self,
+        needed_bytes: int,
+        free_bytes: int,
+        reserved_bytes: int,
+        floor_bytes: int,
+        waited_s: float,
+        reason: str = "",
+    ) -> None:
         self.needed_bytes, self.free_bytes, self.reserved_bytes = needed_bytes, free_bytes, reserved_bytes
-        self.floor_bytes, self.waited_s = floor_bytes, waited_s
+        self.floor_bytes, self.waited_s, self.reason = floor_bytes, waited_s, reason
+        because = f"; {reason}" if reason else ""
         super().__init__(
             f"not enough space on the LTS: {needed_bytes:,} bytes needed, {free_bytes:,} free,"
-            f" {reserved_bytes:,} reserved, {floor_bytes:,} must stay free; waited {waited_s:.0f} s"
+            f" {reserved_bytes:,} reserved, {floor_bytes:,} must stay free; waited {waited_s:.0f} s{because}"
         )
 
 
@@ -263,6 +273,13 @@ class ObjectAccessError(MoverError):
     def __init__(self, op: str, location: str, reason: str) -> None:
         self.op, self.location, self.reason = op, location, reason
         super().__init__(f"{op} {location}: {reason}")
+
+
+class UploadMissingError(ObjectAccessError):
+    """A multipart upload is gone: completed, aborted or expired. It has to be begun again."""
+
+    def __init__(self, op: str, location: str) -> None:
+        super().__init__(op, location, "the multipart upload does not exist (any more)")
 
 
 class LtsError(MoverError):
