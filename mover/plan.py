@@ -234,7 +234,7 @@ class Differences(msgspec.Struct, frozen=True):
 
 
 def compare_with_manifests(plan: DatasetPlan, manifests: Iterable[Manifest]) -> Differences:
-    """Compares path, size and ETag of the plan's members with those of ``manifests``. Linear."""
+    """Compares path, size and ETag of the plan's members with those of ``manifests``. Linear; for a thread when there are very many."""
     pending = {member.path: member for datablock in plan.datablocks for member in datablock.members}
     removed, changed = [], []
     numbers: set[int] = set()
@@ -248,5 +248,5 @@ def compare_with_manifests(plan: DatasetPlan, manifests: Iterable[Manifest]) -> 
                 removed.append(archived.path)
             elif (member.size_bytes, member.etag) != (archived.size_bytes, archived.etag):
                 changed.append(archived.path)
-    added, complete = tuple(sorted(pending)), len(numbers) == expected
+    added, complete = tuple(sorted(pending)), len(numbers) == expected > 0
     return Differences(added, tuple(sorted(removed)), tuple(sorted(changed)), complete)

@@ -16,8 +16,8 @@ MAX_MEMBERS: Final = 20_000
 """Members of one datablock. Source: SciCat's clients cut their file lists into blocks of 20,000 files."""
 
 MAX_CATALOGUE_BYTES: Final = 10_000_000
-"""Catalogue JSON of one datablock. Source: SciCat refuses request bodies above a limit that is commonly 16 MB, and its
-database holds documents of at most 16 MiB; 10 MB leaves room for both."""
+"""Catalogue JSON of one datablock. Source: SciCat takes JSON bodies of at most 16 MiB by default, as many as a document
+of its database may have; 10 MB leaves room for both."""
 
 _ENVELOPE_BYTES = 4_096  # of the list's document: dataset and archive ids, sizes, names of groups
 
@@ -40,7 +40,7 @@ def catalogue_entry_bytes(path: str) -> int:
 
 
 class Packer:
-    """Says where a datablock ends: ask ``fits`` about the next member, call ``start`` when it does not, then ``add`` it.
+    """Says where a datablock ends: ask ``fits`` about the next member, call ``start`` if it does not, ``add`` it.
 
     A datablock takes members while their payload stays within ``target_bytes``. A member larger than that has a
     datablock of its own, without neighbours before or after it, not even empty ones. A datablock is never empty.

@@ -8,6 +8,7 @@ The blocks are built here and not by a library: the layout must not change with 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -39,6 +40,17 @@ _PAX_OWNER = b"0000000\x000000000\x000000000\x00"
 _MAGIC = (b"\0" * 100) + b"ustar\x0000" + b"\0" * 247  # link name, magic, owner's names, device, prefix, filler
 _CHECKSUM_BASE = 8 * 0x20 + sum(_MAGIC)  # the checksum counts its own field as blanks
 _PAX_NAME = b"././@PaxHeader"
+
+_AS_IT_IS = b"21 hdrcharset=BINARY\n"  # pax: the values that follow are bytes, not to be converted
+
+# Characters that join the one before them where a reader composes Unicode, as libarchive does for names in UTF-8: a
+# name with one would come back as another name. A fixed list: the layout must not follow the interpreter's Unicode.
+_COMPOSING = re.compile(
+    "[\u0300-\u036f\u05b4\u05b7-\u05b9\u05bc\u05bf\u05c1\u05c2\u0653-\u0655\u093c\u09bc\u09be\u09d7\u0a3c\u0b3c\u0b3e\u0b56\u0b57"
+    "\u0bbe\u0bd7\u0c56\u0cc2\u0cd5\u0cd6\u0d3e\u0d57\u0dca\u0dcf\u0ddf\u0f72\u0f74\u0f80\u0fb5\u0fb7\u102e\u1161-\u1175\u11a8-\u11c2"
+    "\u1b35\u3099\u309a\U000110ba\U00011127\U0001133e\U00011357\U000114b0\U000114ba\U000114bd\U000115af\U00011930"
+    "\U0001d165\U0001d16e-\U0001d172]"
+)
 
 
 class TarPiece(msgspec.Struct, frozen=True, gc=False):
@@ -75,6 +87,8 @@ def header_size_bytes(path: str, size_bytes: int, mtime_s: int) -> int:
     records = 0
     if len(path) > _NAME_BYTES or not path.isascii():
         records += _record_length(len("path"), len(path.encode()))
+        if _COMPOSING.search(path):
+            records += len(_AS_IT_IS)
     if size_bytes >= _OCTAL_LIMIT:
         records += _record_length(len("size"), len(str(size_bytes)))
     if not 0 <= mtime_s < _OCTAL_LIMIT:
@@ -89,6 +103,8 @@ def header_bytes(path: str, size_bytes: int, mtime_s: int) -> bytes:
     """
     records = b""
     if len(path) > _NAME_BYTES or not path.isascii():
+        if _COMPOSING.search(path):
+            records += _AS_IT_IS
         records += _record(b"path", path.encode())
     if size_bytes >= _OCTAL_LIMIT:
         records += _record(b"size", b"%d" % size_bytes)
