@@ -67,7 +67,7 @@ class S3Deletes:
         again = []
         for item in reply.get("Errors", ()):
             key, code = item.get("Key", ""), item.get("Code", "")
-            reason = error_from_reply("delete", f"{location}/{key}", 0, code, item.get("Message", ""), {})
+            reason = error_from_reply("delete", f"{location}/{key}", 0, code, item.get("Message") or "", {})
             if reason.retryable or code in _REFUSALS:
                 again.append(key)
             elif not isinstance(reason, ObjectMissingError):

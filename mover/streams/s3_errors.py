@@ -64,7 +64,7 @@ def translate(op: str, location: str, exc: BaseException, *, stall_timeout_s: fl
         headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         error = reply.get("Error", {})
         return error_from_reply(
-            op, location, status, str(error.get("Code", "")), str(error.get("Message", "")), headers
+            op, location, status, str(error.get("Code", "")), str(error.get("Message") or ""), headers
         )
     if isinstance(exc, ConnectTimeoutError):
         return ObjectTransientError(op, location, "connecting took too long")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from mover.errors import DigestMismatchError, ObjectAccessError, ObjectMissingError, UploadMissingError
 from mover.streams.checksums import composite_md5
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
 
 __all__ = ["S3Uploads", "etag_is_md5"]
+
+T = TypeVar("T")
 
 _COMPOSITE: Final = re.compile(r"[0-9a-f]{32}-\d+")
 _KEYED: Final = frozenset({"aws:kms", "aws:kms:dsse", "aws:fsx"})
@@ -56,7 +58,7 @@ class S3Uploads:
             )
             return reply["ETag"].strip('"')
 
-        return await self._calls.call("put-part", _location(upload), request)
+        return await self._part_call("put-part", upload, request)
 
     async def list_parts(self, upload: MultipartUpload) -> dict[int, tuple[str, int]]:
         """What has arrived: ETag and size in bytes by part number.  Raises UploadMissingError."""
@@ -72,7 +74,7 @@ class S3Uploads:
 
         while more:
             before = marker
-            page, marker, more = await self._calls.call("list-parts", _location(upload), request)
+            page, marker, more = await self._part_call("list-parts", upload, request)
             if more and marker == before:
                 raise ObjectAccessError("list-parts", _location(upload), "the listing does not advance")
             parts |= page
@@ -90,16 +92,17 @@ class S3Uploads:
         """
         expected = composite_md5(etags)
         try:
-            found = await self._calls.call("complete", _location(upload), lambda: self._complete(upload, etags))
+            found = await self._part_call("complete", upload, lambda: self._complete(upload, etags))
         except UploadMissingError:
             if expected is None or await self._etag(upload) != expected:
                 raise
             return expected
-        if expected is None or found == expected or not _COMPOSITE.fullmatch(found):
+        if found == expected:
             return found
-        head = await self._head(upload)
-        if etag_is_md5(head):
-            raise DigestMismatchError(_location(upload), "md5-parts", expected, found, "S3 server")
+        head = await self._head(upload)  # some servers leave the ETag out of the reply
+        found = head["ETag"].strip('"')
+        if expected not in {None, found} and _COMPOSITE.fullmatch(found) and etag_is_md5(head):
+            raise DigestMismatchError(_location(upload), "md5-parts", str(expected), found, "S3 server")
         return found
 
     async def abort(self, upload: MultipartUpload) -> None:
@@ -114,6 +117,13 @@ class S3Uploads:
             await self._calls.call("abort", _location(upload), request)
         except (UploadMissingError, ObjectMissingError):
             return
+
+    async def _part_call(self, op: str, upload: MultipartUpload, request: Callable[[], Awaitable[T]]) -> T:
+        """As ``call``; some servers say NoSuchKey of an upload that is gone."""
+        try:
+            return await self._calls.call(op, _location(upload), request)
+        except ObjectMissingError as error:
+            raise UploadMissingError(op, _location(upload)) from error
 
     async def _complete(self, upload: MultipartUpload, etags: Sequence[str]) -> str:
         parts: list[CompletedPartTypeDef] = [
