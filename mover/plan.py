@@ -234,7 +234,10 @@ class Differences(msgspec.Struct, frozen=True):
 
 
 def compare_with_manifests(plan: DatasetPlan, manifests: Iterable[Manifest]) -> Differences:
-    """Compares path, size and ETag of the plan's members with those of ``manifests``. Linear; for a thread when there are very many."""
+    """Compares path, size and ETag of the plan's members with those of ``manifests``.
+
+    Linear, and at a million members worth a worker thread.
+    """
     pending = {member.path: member for datablock in plan.datablocks for member in datablock.members}
     removed, changed = [], []
     numbers: set[int] = set()

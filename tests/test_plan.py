@@ -241,6 +241,7 @@ def manifests_of(plan: DatasetPlan) -> list[Manifest]:
             datablock_count=len(plan.datablocks),
             archive_id=archive_id(plan.dataset_id, datablock.number),
             fingerprint=plan.fingerprint,
+            target_bytes=100,
             size_bytes=datablock.size_bytes,
             payload_bytes=datablock.payload_bytes,
             digest="",
