@@ -20,8 +20,8 @@ def pack(sizes: list[int], target_bytes: int, entry_bytes: int = 300) -> list[li
             boxes.append([])
         packer.add(size, entry_bytes)
         boxes[-1].append(size)
-        assert packer.payload_bytes == sum(boxes[-1])
         assert packer.members == len(boxes[-1])
+    assert packer.payload_bytes == sum(boxes[-1])
     return [box for box in boxes if box]
 
 

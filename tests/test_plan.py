@@ -88,7 +88,7 @@ def can_be_unpacked(objects: list[SourceObject]) -> bool:
     return all(not {"", ".", ".."} & set(item.path.split("/")) for item in objects)
 
 
-@settings(suppress_health_check=[HealthCheck.filter_too_much])
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])  # each runs an event loop
 @given(OBJECTS.map(lambda items: [obj(path, size, "e", mtime) for path, size, mtime in items]).filter(can_be_unpacked))
 def test_sums_offsets_and_sizes_of_a_plan_are_exact(objects: list[SourceObject]) -> None:
     if not objects:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mover.errors import LayoutMismatchError
@@ -165,6 +165,7 @@ def test_structure_and_payloads_cover_the_file_without_gap_or_overlap(files: lis
     assert pieces[-1].end_bytes == datablock.size_bytes
 
 
+@settings(deadline=None)  # it writes files
 @given(files=FILES)
 def test_the_file_is_to_the_byte_the_one_that_tarfile_writes(
     tmp_path_factory: pytest.TempPathFactory, files: list[tuple[str, int, int]]
