@@ -1,0 +1,1 @@
+"""Decisions without bytes: packing, names, limits, space, retries, recall."""
