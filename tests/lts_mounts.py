@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,4 +56,4 @@ def closed_for_change(file: Path) -> Iterator[None]:
 
 def visible(folder: Path) -> list[str]:
     """Names in a folder that are not hidden."""
-    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))

@@ -62,7 +62,9 @@ def test_the_kernel_sees_write_sync_rename_sync_folder_in_this_order(tmp_path: P
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
-    code = "import sys,pathlib;from mover.streams.durable import write_file_durably as w;w(pathlib.Path(sys.argv[1]),b'x')"
+    code = (
+        "import sys,pathlib;from mover.streams.durable import write_file_durably as w;w(pathlib.Path(sys.argv[1]),b'x')"
+    )
     log = tmp_path / "calls"
     target = tmp_path / "folder" / "name"
     target.parent.mkdir()
@@ -81,7 +83,7 @@ def test_a_failed_sync_changes_nothing_and_leaves_no_temporary_file(
     def failing(fd: int) -> None:
         raise OSError(5, os.strerror(5), fd)
 
-    monkeypatch.setattr(durable.os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OSError, match="Input/output"):
         write_file_durably(path, b"new")
     assert path.read_bytes() == b"old"
@@ -90,7 +92,7 @@ def test_a_failed_sync_changes_nothing_and_leaves_no_temporary_file(
 
 def test_short_writes_go_on_where_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_write = os.write
-    monkeypatch.setattr(durable.os, "write", lambda fd, data: real_write(fd, data[:7]))
+    monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, data[:7]))
     data = bytes(range(256))
     write_file_durably(tmp_path / "file", data)
     fd = os.open(tmp_path / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -39,10 +39,10 @@ def test_a_local_disk_can_do_everything_and_keeps_no_probe(tmp_path: Path) -> No
 def test_a_write_once_folder_is_recognised_again_and_again(tmp_path: Path) -> None:
     with write_once(tmp_path / "worm") as folder:
         first = probe_mount(folder)
-        left = sorted(os.listdir(folder))
+        left = sorted(entry.name for entry in folder.iterdir())
         assert (first.rename, first.delete, first.truncate, first.write_once) == (False, False, True, True)
         assert probe_mount(folder) == first
-        assert sorted(os.listdir(folder)) == left == [".mover-probe"]
+        assert sorted(entry.name for entry in folder.iterdir()) == left == [".mover-probe"]
 
 
 def test_a_probe_file_that_is_closed_for_writing_means_no_truncate(
@@ -56,18 +56,18 @@ def test_a_probe_file_that_is_closed_for_writing_means_no_truncate(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return real_open(path, flags, mode)
 
-    monkeypatch.setattr(lts_mount.os, "open", closed)
+    monkeypatch.setattr(os, "open", closed)
     profile = probe_mount(tmp_path)
     assert (profile.truncate, profile.fallocate, profile.locks, profile.rename) == (False, False, False, True)
 
 
 def test_a_mount_without_lock_service_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lts_mount.fcntl, "flock", _refusing(errno.ENOLCK))
+    monkeypatch.setattr(fcntl, "flock", _refusing(errno.ENOLCK))
     assert not probe_mount(tmp_path).locks
 
 
 def test_a_lock_that_lets_a_second_holder_in_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lts_mount.fcntl, "flock", lambda *_args: None)
+    monkeypatch.setattr(fcntl, "flock", lambda *_args: None)
     assert not probe_mount(tmp_path).locks
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mover.errors import ExitCode, LayoutMismatchError, LtsError, NotEnoughSpaceError, WriteOnceError
-from mover.streams import lts_writer
+from mover.streams.durable import sync_data
 from mover.streams.lts_mount import probe_mount
 from mover.streams.lts_writer import LtsWriter
 from tests.lts_mounts import PLAIN, closed_for_change, small_mount, visible, write_once
@@ -45,7 +45,7 @@ def test_bytes_from_many_threads_land_at_their_offsets_and_are_written_once(tmp_
     writer.close()
     assert hashlib.sha256(final.read_bytes()).digest() == hashlib.sha256(data).digest()
     assert writer.written_bytes == len(data)
-    assert os.listdir(tmp_path) == ["d_1.tar"]
+    assert list(tmp_path.iterdir()) == [final]
 
 
 def test_short_writes_and_thousands_of_buffers_are_written_to_the_last_byte(
@@ -60,7 +60,7 @@ def test_short_writes_and_thousands_of_buffers_are_written_to_the_last_byte(
 
     data = random.Random(3).randbytes(12_000)
     writer = LtsWriter.open(tmp_path / "d_1.tar", len(data), PLAIN, resume=False)
-    monkeypatch.setattr(lts_writer.os, "pwritev", short)
+    monkeypatch.setattr(os, "pwritev", short)
     writer.write_at(0, [data[start : start + 5] for start in range(0, len(data), 5)] + [b""])
     writer.commit()
     assert (tmp_path / "d_1.tar").read_bytes() == data
@@ -152,7 +152,7 @@ def test_a_full_share_is_found_at_the_start_where_space_can_be_taken(tmp_path: P
         assert caught.value.exit_code is ExitCode.SPACE
         assert caught.value.needed_bytes == 9 << 20
         assert 0 < caught.value.free_bytes <= 8 << 20
-        assert os.listdir(share) == [], "what was taken of too little is given back"
+        assert list(share.iterdir()) == [], "what was taken of too little is given back"
 
 
 def test_a_share_that_fills_up_while_writing_is_exit_code_5_and_the_file_goes_on_later(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_failures_of_the_mount_name_the_file_and_the_reason(
     def failing(*_args: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lts_writer.os, "pwritev", failing)
+    monkeypatch.setattr(os, "pwritev", failing)
     with pytest.raises(LtsError, match=f"write .*d_1.*{errno.errorcode[number]}"):
         writer.write_at(0, [b"data"])
     writer.close()
@@ -197,7 +197,7 @@ def test_a_quota_is_a_lack_of_space(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def failing(*_args: object) -> int:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(lts_writer.os, "pwritev", failing)
+    monkeypatch.setattr(os, "pwritev", failing)
     with pytest.raises(NotEnoughSpaceError, match="quota"):
         writer.write_at(0, [b"data"])
     writer.close()
@@ -207,14 +207,13 @@ def test_after_a_failed_sync_nothing_is_believed_any_more(tmp_path: Path, monkey
     writer = LtsWriter.open(tmp_path / "d_1.tar", 4, PLAIN, resume=False)
     writer.write_at(0, [b"data"])
     failures = [OSError(errno.EIO, os.strerror(errno.EIO))]
-    real_sync = lts_writer.sync_data
 
     def failing_once(fd: int) -> None:
         if failures:
             raise failures.pop()
-        real_sync(fd)
+        sync_data(fd)
 
-    monkeypatch.setattr(lts_writer, "sync_data", failing_once)
+    monkeypatch.setattr("mover.streams.lts_writer.sync_data", failing_once)
     for call in (writer.checkpoint, writer.checkpoint, writer.commit):
         with pytest.raises(LtsError):
             call()

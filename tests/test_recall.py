@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from mover.errors import LayoutMismatchError, LtsError, RecallTimeoutError
@@ -38,7 +39,7 @@ class Tape:
         self.waits.append(seconds)
         if self.steps:
             self.steps.pop(0)()
-        return anyio.sleep(0)
+        return anyio.lowlevel.checkpoint()
 
     def on_wait(self, reason: str, _waited_s: float) -> None:
         self.reasons.append(reason)
@@ -113,7 +114,7 @@ async def test_a_stub_whose_first_read_fills_it_was_offline(tmp_path: Path, monk
         path.write_bytes(CONTENT)
         return real_preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(lts_read.os, "preadv", recalling)
+    monkeypatch.setattr(os, "preadv", recalling)
     reader = await _open(path, Tape())
     assert reader.was_offline
     reader.close()
@@ -135,7 +136,7 @@ async def test_refusals_are_waited_out(
             raise OSError(code, os.strerror(code))
         return real_preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(lts_read.os, "preadv", refusing)
+    monkeypatch.setattr(os, "preadv", refusing)
     tape = Tape()
     reader = await _open(path, tape)
     assert (tape.waits, reader.was_offline) == ([1, 2, 4], was_offline)
@@ -147,7 +148,7 @@ async def test_a_file_that_stays_empty_times_out_and_says_so(tmp_path: Path) -> 
     path = tmp_path / "block.tar"
     path.touch()
     tape = Tape()
-    with pytest.raises(RecallTimeoutError, match="no byte after 300 s.*looks empty"):
+    with pytest.raises(RecallTimeoutError, match=r"no byte after 300 s.*looks empty"):
         await _open(path, tape)
     assert sum(tape.waits) == 300
 

@@ -79,17 +79,18 @@ async def test_written_bytes_are_not_counted_twice() -> None:
 
 async def test_bytes_written_during_a_reading_are_not_lost_from_the_count() -> None:
     share = Share(1000)
-    async with share.gate.admit(500) as first:
+    writing: list[Reservation] = []
 
-        async def stale_reading() -> SpaceReading:
-            reading = SpaceReading(1000, share.free_bytes)
-            share.free_bytes = 500  # the writer wrote all of it after the reading was taken
-            first.shrink_to(0)
-            return reading
+    async def stale_reading() -> SpaceReading:
+        reading = await share.reading()
+        if writing:
+            share.free_bytes = 500  # the first one writes all of it after the numbers were taken
+            writing.pop().shrink_to(0)
+        return reading
 
-        gate = share.gate
-        gate._reading = stale_reading
-        share.steps = [lambda: setattr(gate, "_reading", share.reading)]
+    gate = SpaceGate(stale_reading, 20, deadline_s=100, sleep=share.sleep, clock=lambda: share.now)
+    async with gate.admit(500) as first:
+        writing.append(first)
         with pytest.raises(NotEnoughSpaceError):
             async with gate.admit(400):
                 pytest.fail("the share has 500 bytes, 200 must stay free")
@@ -141,8 +142,9 @@ async def test_a_failed_or_cancelled_holder_gives_its_space_back() -> None:
             scope.cancel()
             await anyio.sleep_forever()
     share.free_bytes = 0
-    share.steps = [lambda: scope_waiting.cancel()]
-    with anyio.CancelScope() as scope_waiting:
+    scope_waiting = anyio.CancelScope()
+    share.steps = [scope_waiting.cancel]
+    with scope_waiting:
         async with share.gate.admit(100):
             pytest.fail("no space")
     assert share.gate.statistics() == type(share.gate.statistics())(0, 0, 0)

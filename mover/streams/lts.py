@@ -19,7 +19,7 @@ from mover.model import dataset_folder
 from mover.streams.durable import commit_in_place, make_folder_durably, write_file_durably
 from mover.streams.lts_lock import DatasetLock, lock_dataset
 from mover.streams.lts_mount import MountProfile, translate_lts
-from mover.streams.lts_writer import LtsWriter, find_temporaries
+from mover.streams.lts_writer import LtsWriter, find_temporaries, withdraw_file
 
 __all__ = ["LtsFolder", "list_datasets"]
 
@@ -59,14 +59,20 @@ class LtsFolder:
                 make_folder_durably(folder.path, below=root)
         return folder
 
-    def open_writer(self, name: str, size_bytes: int, *, resume: bool) -> LtsWriter:
+    def open_writer(self, name: str, size_bytes: int, *, resume: bool, replace_committed: bool = False) -> LtsWriter:
         """A writer of one datablock; ``resume`` takes up what an earlier run left. The caller holds the lock.
+
+        ``replace_committed`` is for repairs alone: the writer's ``commit`` takes the place of a datablock that has a
+        manifest, with the bytes that the manifest describes.
 
         Raises:
             LtsError: a datablock with a manifest stands there, or as of LtsWriter.open.
-            NotEnoughSpaceError, WriteOnceError: as of LtsWriter.open.
+            WriteOnceError: a repair on a mount that does not rename, or as of LtsWriter.open.
+            NotEnoughSpaceError: as of LtsWriter.open.
         """
-        if self._has_manifest(name):
+        if replace_committed and not self.profile.rename:
+            raise WriteOnceError(str(self._datablock(name)), "a damaged datablock cannot be replaced")
+        if not replace_committed and self._has_manifest(name):
             raise LtsError("write", str(self._datablock(name)), "a datablock with a manifest is never written again")
         return LtsWriter.open(self._datablock(name), size_bytes, self.profile, resume=resume)
 
@@ -81,6 +87,44 @@ class LtsFolder:
                 return self._datablock(name).stat().st_size
             except FileNotFoundError:
                 return None
+
+    def datablock_id(self, name: str) -> tuple[int, int]:
+        """(inode, size in bytes) of the file under a datablock's final name; (0, 0) when there is none.
+
+        Raises:
+            LtsError: the mount fails.
+        """
+        with translate_lts("stat", self._datablock(name)):
+            try:
+                found = self._datablock(name).stat()
+            except FileNotFoundError:
+                return 0, 0
+            return found.st_ino, found.st_size
+
+    def taken_bytes(self, name: str) -> int:
+        """Bytes of the share that an unfinished writer of this datablock holds already.
+
+        Raises:
+            LtsError: the mount fails.
+        """
+        final = self._datablock(name)
+        with translate_lts("stat", final):
+            try:
+                return sum(left.stat().st_blocks * 512 for left in find_temporaries(final))
+            except FileNotFoundError:
+                return 0
+
+    def withdraw(self, name: str) -> int:
+        """Takes an uncommitted datablock's final name back, so that ``open_writer`` can resume it; returns its ``file_id``.
+
+        Raises:
+            LtsError: it has a manifest, or the mount fails.
+        """
+        final = self._datablock(name)
+        if self._has_manifest(name):
+            raise LtsError("withdraw", str(final), "a datablock with a manifest stays")
+        with translate_lts("withdraw", final):
+            return withdraw_file(final)
 
     def datablock_path(self, name: str) -> Path:
         """Where a datablock stands or will stand."""

@@ -197,10 +197,11 @@ def _try_lock(fd: int, probe: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         second = os.open(probe, os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.fstat(second)):  # not one that another process has put there since
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         finally:
             os.close(second)
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def _try_direct(probe: Path) -> None:

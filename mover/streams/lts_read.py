@@ -37,7 +37,7 @@ class LtsReader:
         path: the file.
         size_bytes: its size.
         was_offline: it was on tape when it was opened, as far as the mount shows it.
-        cache: how this host's page cache is kept out: ``direct``, ``dropped``, or '' when it is not.
+        cache: how this host's page cache is kept out: ``direct``, ``dropped``, ``memory``, or '' when it is not.
     """
 
     def __init__(self, fd: int, path: Path, size_bytes: int, *, was_offline: bool, policy: RecallPolicy) -> None:
@@ -48,14 +48,15 @@ class LtsReader:
         self.path = path
         self.size_bytes = size_bytes
         self.was_offline = was_offline
-        self.cache: Literal["", "direct", "dropped"] = ""
+        self.cache: Literal["", "direct", "dropped", "memory"] = ""
         self._buffers: list[mmap.mmap] = []
 
-    def drop_cache(self) -> Literal["", "direct", "dropped"]:
+    def drop_cache(self) -> Literal["", "direct", "dropped", "memory"]:
         """Sees to it that what is read comes from the storage; returns what ``cache`` is from now on. Blocking.
 
         Pages that stay although they were dropped (somebody maps the file) are gone around with O_DIRECT. '' where
-        neither works, as on a file system in memory. On a network mount the server's own memory is out of reach.
+        neither works, ``memory`` on a file system whose storage is this host's memory. On a network mount the server's
+        own memory is out of reach.
 
         Raises:
             LtsError: the mount fails.
@@ -63,7 +64,7 @@ class LtsReader:
         with translate_lts("drop cache", self.path):
             drop_pages(self._fd)
             if filesystem_of(self.path) in MEMORY_FILESYSTEMS:
-                self.cache = ""
+                self.cache = "memory"
             elif resident_bytes(self._fd, enough_bytes=1) == 0:
                 self.cache = "dropped"
             else:

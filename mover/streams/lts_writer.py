@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from mover.errors import LayoutMismatchError, LtsError, WriteOnceError
-from mover.streams.durable import commit_file, commit_in_place, sync_data
+from mover.streams.durable import commit_file, commit_in_place, rename_file, sync_data, sync_folder
 from mover.streams.interfaces import Buffer
 from mover.streams.lts_mount import MountProfile, allocate, translate_lts
 
-__all__ = ["LtsWriter", "find_temporaries"]
+__all__ = ["LtsWriter", "find_temporaries", "withdraw_file"]
 
 _IOV_MAX = 1024  # buffers per pwritev, a limit of the kernel
 _MODE = 0o644  # what the umask leaves of it: readable by the group that serves retrievals
@@ -186,6 +186,14 @@ def find_temporaries(final: Path) -> list[Path]:
                 with suppress(FileNotFoundError):
                     found.append((entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)))
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def withdraw_file(final: Path) -> int:
+    """Gives a finished file a writer's hidden name again; returns the ``file_id`` that goes with it. Blocking."""
+    file_id = secrets.token_hex(8)
+    rename_file(final, final.with_name(f".{final.name}.{file_id}.part"), replace=False)
+    sync_folder(final.parent)
+    return int(file_id, 16)
 
 
 def _part_digits(name: str, candidate: str) -> str:
