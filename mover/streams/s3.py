@@ -19,7 +19,7 @@ from mover.streams.s3_checksums import source_checksum
 from mover.streams.s3_delete import S3Deletes
 from mover.streams.s3_errors import reply_code
 from mover.streams.s3_listing import list_pages
-from mover.streams.s3_upload import S3Uploads, etag_is_md5
+from mover.streams.s3_upload import S3Uploads, etag_is_md5, stored_etag
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -87,7 +87,7 @@ class S3Store:
             reply = await self._calls.client.put_object(
                 Bucket=bucket, Key=key, Body=self._calls.body(body), ContentMD5=md5, Metadata=metadata
             )
-            return reply["ETag"].strip('"')
+            return stored_etag("put", f"s3://{bucket}/{key}", reply, md5)
 
         return await self._calls.call("put", f"s3://{bucket}/{key}", request)
 

@@ -73,7 +73,10 @@ class S3Calls:
         self._sent_bytes = 0
 
     async def call(self, op: str, location: str, request: Callable[[], Awaitable[T]]) -> T:
-        """One operation under the retry policy; ``request`` is called once for each attempt."""
+        """One operation under the retry policy; ``request`` is called once for each attempt.
+
+        aiohttp itself repeats an idempotent request once when its connection breaks; that is not counted.
+        """
 
         async def attempt() -> T:
             self._requests[op] += 1

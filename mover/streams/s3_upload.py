@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from mover.errors import DigestMismatchError, ObjectAccessError, ObjectMissingError, UploadMissingError
+from mover.errors import (
+    DigestMismatchError,
+    ObjectAccessError,
+    ObjectMissingError,
+    ObjectTransientError,
+    UploadMissingError,
+)
 from mover.streams.checksums import composite_md5
 from mover.streams.interfaces import Buffer, MultipartUpload
 from mover.streams.s3_body import content_md5
 from mover.streams.s3_calls import S3Calls
 
 if TYPE_CHECKING:
-    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef, HeadObjectOutputTypeDef
+    from types_aiobotocore_s3.type_defs import (
+        CompletedPartTypeDef,
+        HeadObjectOutputTypeDef,
+        PutObjectOutputTypeDef,
+        UploadPartOutputTypeDef,
+    )
 
-__all__ = ["S3Uploads", "etag_is_md5"]
+__all__ = ["S3Uploads", "etag_is_md5", "stored_etag"]
 
 T = TypeVar("T")
 
+_MD5: Final = re.compile(r"[0-9a-f]{32}")
 _COMPOSITE: Final = re.compile(r"[0-9a-f]{32}-\d+")
 _KEYED: Final = frozenset({"aws:kms", "aws:kms:dsse", "aws:fsx"})
 
 
-def etag_is_md5(head: HeadObjectOutputTypeDef) -> bool:
+def etag_is_md5(reply: HeadObjectOutputTypeDef | PutObjectOutputTypeDef | UploadPartOutputTypeDef) -> bool:
     """Whether the ETag is made of MD5s: not under SSE-KMS or a customer's key."""
-    return not head.get("SSECustomerAlgorithm") and str(head.get("ServerSideEncryption", "")) not in _KEYED
+    return not reply.get("SSECustomerAlgorithm") and str(reply.get("ServerSideEncryption", "")) not in _KEYED
+
+
+def stored_etag(op: str, location: str, reply: PutObjectOutputTypeDef | UploadPartOutputTypeDef, md5: str) -> str:
+    """The ETag of what was stored; some servers take Content-MD5 without checking it, so it is compared here.
+
+    Args:
+        op: what was done.
+        location: of the object.
+        reply: of the request that stored it.
+        md5: of the bytes that were sent, in base64.
+
+    Raises:
+        ObjectTransientError: other bytes were stored than sent.
+    """
+    etag = reply["ETag"].strip('"')
+    if _MD5.fullmatch(etag) and etag != b64decode(md5).hex() and etag_is_md5(reply):
+        raise ObjectTransientError(op, location, "other bytes were stored")
+    return etag
 
 
 class S3Uploads:
@@ -56,7 +87,7 @@ class S3Uploads:
                 Body=self._calls.body(body),
                 ContentMD5=md5,
             )
-            return reply["ETag"].strip('"')
+            return stored_etag("put-part", _location(upload), reply, md5)
 
         return await self._part_call("put-part", upload, request)
 
@@ -93,10 +124,11 @@ class S3Uploads:
         expected = composite_md5(etags)
         try:
             found = await self._part_call("complete", upload, lambda: self._complete(upload, etags))
-        except UploadMissingError:
-            if expected is None or await self._etag(upload) != expected:
-                raise
-            return expected
+        except (UploadMissingError, ObjectTransientError):
+            if expected is not None and await self._etag(upload) == expected:
+                return expected
+            await self.list_parts(upload)  # some servers have nothing but 5xx for an upload that is gone
+            raise
         if found == expected:
             return found
         head = await self._head(upload)  # some servers leave the ETag out of the reply
