@@ -120,7 +120,7 @@ def _split_endpoint(text: str) -> tuple[str, str]:
     if separator and scheme not in {"http", "https"}:
         raise ValueError
     location = rest.removesuffix("/") if separator else rest
-    host, _, port = location.rpartition(":") if re.search(r":[0-9]+$", location) else (location, "", "")
+    host, _, port = location.rpartition(":") if re.search(r":[0-9]+\Z", location) else (location, "", "")
     if not port and not separator:
         raise ValueError
     if port and not 1 <= int(port) <= 65535:
