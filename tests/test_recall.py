@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -34,12 +34,11 @@ class Tape:
     def clock(self) -> float:
         return self.now
 
-    def sleep(self, seconds: float) -> Awaitable[None]:
+    async def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.waits.append(seconds)
         if self.steps:
-            self.steps.pop(0)()
-        return anyio.lowlevel.checkpoint()
+            await anyio.to_thread.run_sync(self.steps.pop(0))
 
     def on_wait(self, reason: str, _waited_s: float) -> None:
         self.reasons.append(reason)

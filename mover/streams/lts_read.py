@@ -88,7 +88,7 @@ class LtsReader:
         else:
             with translate_lts("read", self.path):
                 _fill(self._fd, offset_bytes, view, self.path)
-        self._forget(offset_bytes, view.nbytes)
+        self._forget(self._fd, offset_bytes, view.nbytes)
 
     async def read(self, offset_bytes: int, view: memoryview, stall_timeout_s: float) -> None:
         """As ``read_into``, off the event loop, and given up when no byte comes for ``stall_timeout_s`` seconds.
@@ -107,10 +107,9 @@ class LtsReader:
                     await self._read_patiently(offset_bytes + start, part)
             except TimeoutError as error:
                 raise LtsError("read", str(self.path), f"no byte for {stall_timeout_s:g} s") from error
-            self._forget(offset_bytes + start, part.nbytes)
 
     def close(self) -> None:
-        """Lets go of the file; closing twice is fine."""
+        """Lets go of the file; closing twice is fine. Blocking."""
         if not self._closed:
             self._closed = True
             os.close(self._fd)
@@ -122,7 +121,7 @@ class LtsReader:
             buffer = self._borrow()
             # The thread owns its descriptor: an abandoned one must not read whatever file gets the number next.
             fd = os.dup(self._fd)
-            job = partial(_read_piece_and_close, fd, offset_bytes, part.nbytes, buffer, self.path)
+            job = partial(self._read_piece_and_close, fd, offset_bytes, part.nbytes, buffer)
             try:
                 part[:] = await run_abandonable(job, math.inf)
             except LtsError as error:
@@ -144,11 +143,19 @@ class LtsReader:
         if offset_bytes < 0 or offset_bytes + size_bytes > self.size_bytes:
             raise LayoutMismatchError(str(self.path), "size in bytes", offset_bytes + size_bytes, self.size_bytes)
 
-    def _forget(self, offset_bytes: int, size_bytes: int) -> None:
+    def _read_piece_and_close(self, fd: int, offset_bytes: int, size_bytes: int, buffer: mmap.mmap) -> memoryview:
+        try:
+            piece = _read_piece(fd, offset_bytes, size_bytes, buffer, self.path)
+            self._forget(fd, offset_bytes, size_bytes)
+        finally:
+            os.close(fd)
+        return piece
+
+    def _forget(self, fd: int, offset_bytes: int, size_bytes: int) -> None:
         """Leaves this host's memory to others: what was read for a check is not read again."""
         if self.cache == "dropped":
             with suppress(OSError):
-                os.posix_fadvise(self._fd, offset_bytes, size_bytes, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(fd, offset_bytes, size_bytes, os.POSIX_FADV_DONTNEED)
 
     def _reopen_direct(self) -> bool:
         try:
@@ -259,13 +266,6 @@ def _try_first_byte(path: Path, expected_bytes: int) -> _Look:
         raise LayoutMismatchError(str(path), "size in bytes", expected_bytes, after.st_size)
     reason = f"{Residency.EMPTY}: {after.st_size:,} of {expected_bytes:,} bytes"
     return _Look(Residency.EMPTY, after.st_size, was_offline=True, reason=reason)
-
-
-def _read_piece_and_close(fd: int, offset_bytes: int, size_bytes: int, buffer: mmap.mmap, path: Path) -> memoryview:
-    try:
-        return _read_piece(fd, offset_bytes, size_bytes, buffer, path)
-    finally:
-        os.close(fd)
 
 
 def _read_piece(fd: int, offset_bytes: int, size_bytes: int, buffer: mmap.mmap, path: Path) -> memoryview:
