@@ -173,7 +173,9 @@ class ObjectChangedError(UserError):
 
     def __init__(self, op: str, location: str, what: str, expected: object, found: object) -> None:
         self.op, self.location, self.what, self.expected, self.found = op, location, what, expected, found
-        super().__init__(f"{op} {location}: the object changed since it was listed: {what} {found!r}, planned {expected!r}")
+        super().__init__(
+            f"{op} {location}: the object changed since it was listed: {what} {found!r}, planned {expected!r}"
+        )
 
 
 # ------------------------------------------------------------------------------------ integrity errors (exit code 4)

@@ -32,7 +32,7 @@ class StagedPart(msgspec.Struct, frozen=True):
 
 
 class _Begin(msgspec.Struct, frozen=True, tag="begin"):
-    """The plan that the following lines belong to, and the file that they describe (its inode)."""
+    """The plan that the following lines belong to, and the file that they describe (the writer's ``file_id``)."""
 
     fingerprint: str
     size_bytes: int
@@ -43,6 +43,18 @@ class _Windows(msgspec.Struct, frozen=True, tag="windows"):
     """Digests of windows that are durable in the file."""
 
     windows: tuple[WindowDigest, ...]
+
+
+class _Moved(msgspec.Struct, frozen=True, tag="moved"):
+    """The file is complete under its final name, where it has this inode."""
+
+    inode: int
+
+
+class _Renamed(msgspec.Struct, frozen=True, tag="renamed"):
+    """The file lost its final name again, to be mended; its windows are still the same."""
+
+    file_id: int
 
 
 class _Forget(msgspec.Struct, frozen=True, tag="forget"):
@@ -64,7 +76,7 @@ class _Staged(msgspec.Struct, frozen=True, tag="staged"):
     windows: tuple[WindowDigest, ...]
 
 
-_Entry = _Begin | _Windows | _Forget | _Staging | _Staged
+_Entry = _Begin | _Windows | _Moved | _Renamed | _Forget | _Staging | _Staged
 
 
 class JournalState(msgspec.Struct):
@@ -73,6 +85,7 @@ class JournalState(msgspec.Struct):
     fingerprint: str = ""
     size_bytes: int = 0
     file_id: int = 0
+    moved_id: int = 0
     windows: dict[WindowKey, str] = {}
     upload_id: str = ""
     parts: dict[int, StagedPart] = {}
@@ -125,7 +138,9 @@ class DatablockJournal:
     def __enter__(self) -> DatablockJournal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def begin(self, fingerprint: str, size_bytes: int, file_id: int) -> None:
@@ -139,6 +154,14 @@ class DatablockJournal:
     def add_windows(self, windows: Sequence[WindowDigest]) -> None:
         """Records windows that are durable in the file."""
         self._append(_Windows(tuple(windows)))
+
+    def moved(self, inode: int) -> None:
+        """Records that the complete file has its final name, and which file that is."""
+        self._append(_Moved(inode))
+
+    def renamed(self, file_id: int) -> None:
+        """Records that the file has a writer's hidden name again."""
+        self._append(_Renamed(file_id))
 
     def forget_windows(self, windows: Collection[WindowKey]) -> None:
         """Records that windows have to be fetched again."""
@@ -187,10 +210,16 @@ class DatablockJournal:
             case _Begin():
                 if entry.file_id != state.file_id:
                     state.windows = {}
+                state.moved_id = 0
                 state.fingerprint, state.size_bytes, state.file_id = entry.fingerprint, entry.size_bytes, entry.file_id
             case _Windows():
                 state.windows.update(((index, window), digest) for index, window, digest in entry.windows)
+            case _Moved():
+                state.moved_id = entry.inode
+            case _Renamed():
+                state.file_id, state.moved_id = entry.file_id, 0
             case _Forget():
+                state.moved_id = 0
                 for key in entry.windows:
                     state.windows.pop(key, None)
             case _Staging():

@@ -122,9 +122,7 @@ class Datablock(msgspec.Struct, frozen=True, gc=False):
 class Anomaly(msgspec.Struct, frozen=True, gc=False):
     """Something the plan noticed that does not stop it, e.g. an object that the catalogue does not list."""
 
-    kind: Literal[
-        "extra-object", "duplicate-entry", "symlink-size", "missing-symlink", "directory-marker", "long-name"
-    ]
+    kind: Literal["extra-object", "duplicate-entry", "symlink-size", "missing-symlink", "directory-marker", "long-name"]
     path: str
     detail: str = ""
 
@@ -157,7 +155,7 @@ class Evidence(msgspec.Struct, frozen=True):
     at: str
     host: str
     digest: str = ""
-    cache: Literal["", "direct", "dropped"] = ""  # how the page cache was kept out
+    cache: Literal["", "direct", "dropped", "memory"] = ""  # how the page cache was kept out; memory: it is the storage
 
 
 class ManifestMember(msgspec.Struct, frozen=True, gc=False):
@@ -182,6 +180,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     datablock_count: int
     archive_id: str
     fingerprint: str
+    target_bytes: int
     size_bytes: int
     payload_bytes: int
     digest: str  # "xxh3_128:<hex>" of the whole datablock, from the read-back

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NoReturn, Protocol
 
 import anyio
 import anyio.to_thread
@@ -27,7 +27,7 @@ from mover.streams.tar import structure
 from mover.streams.units import WindowKey
 from mover.tasks import open_task_group
 
-__all__ = ["BlockReader", "Break", "ReadBack", "ReadBackResult", "raise_first_break", "read_back"]
+__all__ = ["BlockReader", "Break", "ReadBack", "ReadBackResult", "raise_breaks", "read_back"]
 
 _READ_BYTES = 4 << 20
 
@@ -37,8 +37,8 @@ _Walk = Generator[int, memoryview, None]
 class BlockReader(Protocol):
     """What a read-back needs of an opened datablock."""
 
-    async def read(self, offset_bytes: int, view: memoryview) -> None:
-        """Fills ``view`` from ``offset_bytes``, all of it. Raises LtsError, also when the read stalls."""
+    async def read(self, offset_bytes: int, view: memoryview, stall_timeout_s: float) -> None:
+        """Fills ``view`` from ``offset_bytes``, all of it. Raises LtsError, also when no byte comes for so long."""
         ...
 
 
@@ -46,6 +46,7 @@ class Break(msgspec.Struct, frozen=True):
     """One place where the chain of digests broke. ``windows`` are those that would have to be fetched again."""
 
     where: str
+    path: str  # of the member
     algorithm: str
     expected: str
     found: str
@@ -125,7 +126,17 @@ class ReadBack:
             piece = yield len(content) - position
             if piece != content[position : position + len(piece)]:
                 where = f"{self._name}, tar structure at member {key[0]}"
-                self._breaks.append(Break(where, "bytes", "the planned ones", "others", "the LTS", (key,)))
+                self._breaks.append(
+                    Break(
+                        where,
+                        self._datablock.members[key[0]].path,
+                        "bytes",
+                        "the planned ones",
+                        "others",
+                        "the LTS",
+                        (key,),
+                    )
+                )
             position += len(piece)
 
     def _member(self, index: int, member: Member | ManifestMember) -> _Walk:
@@ -149,15 +160,17 @@ class ReadBack:
         expected = self._expected.get((index, window), found)
         if found != expected:
             where = f"{self._name}, member {member.path!r}, window {window}"
-            self._breaks.append(Break(where, ALGORITHM, expected, found, "the LTS", ((index, window),)))
+            self._breaks.append(Break(where, member.path, ALGORITHM, expected, found, "the LTS", ((index, window),)))
 
-    def _compare_checksum(self, index: int, member: Member | ManifestMember, claimed: SourceChecksum, found: str) -> None:
+    def _compare_checksum(
+        self, index: int, member: Member | ManifestMember, claimed: SourceChecksum, found: str
+    ) -> None:
         windows = tuple((index, window) for window in range(window_count(member.size_bytes)))
         broken = {key for broken in self._breaks for key in broken.windows}
         if found != claimed.value and not broken.intersection(windows):
             where = f"{self._name}, member {member.path!r}"
             side = f"between the source ({claimed.origin}) and this host: the bytes were received like this"
-            self._breaks.append(Break(where, claimed.algorithm, claimed.value, found, side, windows))
+            self._breaks.append(Break(where, member.path, claimed.algorithm, claimed.value, found, side, windows))
 
 
 async def read_back(
@@ -166,6 +179,7 @@ async def read_back(
     size_bytes: int,
     pool: BufferPool,
     *,
+    stall_timeout_s: float,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> ReadBackResult:
     """Reads a datablock from its first to its last byte, one buffer ahead of the comparison.
@@ -178,13 +192,13 @@ async def read_back(
     async with pool.lease(2 * buffer_bytes) as both:  # one lease: two could wait for each other's
         current, ahead = both[:buffer_bytes], both[buffer_bytes:]
         filled = min(buffer_bytes, size_bytes)
-        await reader.read(0, current[:filled])
+        await reader.read(0, current[:filled], stall_timeout_s)
         position = filled
         while filled:
             following = min(buffer_bytes, size_bytes - position)
             async with open_task_group() as tasks:
                 if following:
-                    tasks.start_soon(reader.read, position, ahead[:following])
+                    tasks.start_soon(reader.read, position, ahead[:following], stall_timeout_s)
                 await anyio.to_thread.run_sync(comparison.feed, current[:filled])
             position += following
             on_progress(position)
@@ -192,11 +206,10 @@ async def read_back(
     return comparison.finish()
 
 
-def raise_first_break(result: ReadBackResult) -> None:
-    """Raises DigestMismatchError for the first break, with the others as notes; returns when there is none."""
-    if result.breaks:
-        first, *others = result.breaks
-        error = DigestMismatchError(first.where, first.algorithm, first.expected, first.found, first.side)
-        for other in others:
-            error.add_note(f"besides: {other.where}")
-        raise error
+def raise_breaks(breaks: Sequence[Break]) -> NoReturn:
+    """Raises DigestMismatchError for the first break, with the others as notes."""
+    first, *others = breaks
+    error = DigestMismatchError(first.where, first.algorithm, first.expected, first.found, first.side)
+    for other in others:
+        error.add_note(f"besides: {other.where}")
+    raise error

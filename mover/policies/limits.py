@@ -56,7 +56,9 @@ class Limit:
 class Limits:
     """The limits of one engine, by what they guard."""
 
-    def __init__(self, *, lts_free: int = 1, move_to_lts: int = 2, verify_lts: int = 1, lts_to_retrieval: int = 1) -> None:
+    def __init__(
+        self, *, lts_free: int = 1, move_to_lts: int = 2, verify_lts: int = 1, lts_to_retrieval: int = 1
+    ) -> None:
         self.lts_free = Limit("LTS_FREE_LIMIT", lts_free)
         self.move_to_lts = Limit("MOVE_TO_LTS_LIMIT", move_to_lts)
         self.verify_lts = Limit("VERIFY_LTS_LIMIT", verify_lts)

@@ -36,7 +36,9 @@ Locate = Callable[[Member | ManifestMember, int, int], ByteRange]
 class Lanes:
     """What the moves of one process share: memory, requests in flight, worker threads, the retry policy."""
 
-    def __init__(self, reader: ObjectReader, pool: BufferPool, *, requests: int, streams: int, retry: RetryPolicy) -> None:
+    def __init__(
+        self, reader: ObjectReader, pool: BufferPool, *, requests: int, streams: int, retry: RetryPolicy
+    ) -> None:
         self.reader, self.pool, self.retry = reader, pool, retry
         self.requests = anyio.CapacityLimiter(requests)
         self.streams = anyio.CapacityLimiter(streams)

@@ -116,6 +116,7 @@ async def open_client(endpoint: S3Endpoint, endpoint_url: str) -> AsyncIterator[
         connect_timeout=endpoint.connect_timeout_s,
         read_timeout=endpoint.stall_timeout_s,
         max_pool_connections=endpoint.max_connections,
+        warm_up_loader_caches=True,  # reads botocore's models in a thread, not on the loop
     )
     async with get_session().create_client(
         "s3",

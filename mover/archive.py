@@ -1,0 +1,196 @@
+"""The forward pipeline of a dataset: plan → move → verify → register → release, one awaited call per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from mover.cleanup import Registered, release_source
+from mover.datablock import DatablockRun
+from mover.errors import LayoutMismatchError, LtsError, SourceDiffersError
+from mover.model import Datablock, DatasetPlan, Manifest, SourceObject, Stage, raw_files_prefix
+from mover.parts import Parts, hold_dataset, read_manifests
+from mover.plan import compare_with_manifests, plan_dataset
+from mover.policies.names import check_dataset_id
+from mover.reports import ArchiveReport, ByteCounters, DatablockReport, ReleaseReport
+from mover.streams.lts import LtsFolder
+from mover.tasks import open_task_group
+
+__all__ = ["ArchiveOptions", "archive_dataset", "plan_source"]
+
+
+class ArchiveOptions(msgspec.Struct, frozen=True):
+    """``release_source``: delete the source objects after everything is proved and registered."""
+
+    release_source: bool = False
+
+
+async def plan_source(parts: Parts, dataset_id: str, target_bytes: int | None = None) -> DatasetPlan:
+    """The plan of a dataset from its listing and, where there is one, the catalogue's list.
+
+    Raises:
+        UserError: names, missing files, an unknown dataset.
+    """
+    check_dataset_id(dataset_id)
+    bucket, prefix = parts.buckets.landing_zone, raw_files_prefix(dataset_id)
+    with parts.announcer(dataset_id, Stage.PLAN).stage():
+        return await plan_dataset(
+            dataset_id,
+            parts.store.list_objects(bucket, prefix),
+            target_bytes=target_bytes or parts.target_bytes,
+            listed_files=await parts.catalogue.listed_files(dataset_id),
+            where=f"s3://{bucket}/{prefix}",
+        )
+
+
+async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions) -> ArchiveReport:
+    """Archives one dataset, or finishes what an earlier run began. A dataset that is archived already is adopted.
+
+    Raises:
+        DatasetBusyError: another run holds the dataset.
+        SourceDiffersError: it is archived, in part or whole, and the source is another one now.
+        MoverError: a step failed; what is durable stays, for the next run.
+    """
+    began = anyio.current_time()
+    check_dataset_id(dataset_id)
+    async with hold_dataset(parts, dataset_id) as folder:
+        manifests = await read_manifests(parts, folder)
+        await _check_adopted(parts, folder, manifests)
+        plan = await _plan_rest(parts, dataset_id, manifests)
+        written = [] if plan is None else await _archive_datablocks(parts, folder, plan, manifests)
+        manifests = sorted([*manifests, *(manifest for manifest, _ in written)], key=lambda item: item.number)
+        registered = await _register(parts, manifests)
+        release = await _release(parts, dataset_id, registered) if options.release_source else None
+        await parts.on_lts(parts.journal.forget, dataset_id)
+    new = {report.number: report for _, report in written}
+    reports = tuple(new.get(manifest.number) or _adopted(manifest) for manifest in manifests)
+    return _report(dataset_id, plan, reports, release, anyio.current_time() - began)
+
+
+async def _check_adopted(parts: Parts, folder: LtsFolder, manifests: Sequence[Manifest]) -> None:
+    """Committed datablocks count only while their files are there and have their sizes."""
+    for manifest in manifests:
+        name = manifest.archive_id.rpartition("/")[2]
+        size_bytes = await parts.on_lts(folder.datablock_size, name)
+        if size_bytes is None:
+            raise LtsError("adopt", str(folder.datablock_path(name)), "it has a manifest, but the datablock is gone")
+        if size_bytes != manifest.size_bytes:
+            raise LayoutMismatchError(name, "size in bytes", manifest.size_bytes, size_bytes)
+
+
+async def _plan_rest(parts: Parts, dataset_id: str, manifests: Sequence[Manifest]) -> DatasetPlan | None:
+    """The plan of what is still to do; None when all datablocks are committed.
+
+    A committed dataset is compared with its source object by object: objects may be gone (released), none may be new or
+    another one. An interrupted one goes on under the target size that it began with.
+    """
+    if manifests and len(manifests) == manifests[0].datablock_count:
+        await _compare_source(parts, dataset_id, manifests)
+        return None
+    plan = await plan_source(parts, dataset_id, manifests[0].target_bytes if manifests else None)
+    if any(manifest.fingerprint != plan.fingerprint for manifest in manifests):
+        differences = await anyio.to_thread.run_sync(compare_with_manifests, plan, manifests)
+        added = differences.added if differences.complete else ()  # else these are what is still to be archived
+        raise SourceDiffersError(dataset_id, added, differences.removed, differences.changed)
+    return plan
+
+
+async def _compare_source(parts: Parts, dataset_id: str, manifests: Sequence[Manifest]) -> None:
+    archived = {member.path: member for manifest in manifests for member in manifest.members}
+    added: list[str] = []
+    changed: list[str] = []
+    async for item in parts.store.list_objects(parts.buckets.landing_zone, raw_files_prefix(dataset_id)):
+        member = archived.get(item.path)
+        if member is None:
+            if not _is_marker(item):
+                added.append(item.path)
+        elif (member.size_bytes, member.etag) != (item.size_bytes, item.etag):
+            changed.append(item.path)
+    if added or changed:
+        raise SourceDiffersError(dataset_id, added, (), changed)
+
+
+def _is_marker(item: SourceObject) -> bool:
+    return not item.size_bytes and (not item.path or item.path.endswith("/"))
+
+
+async def _archive_datablocks(
+    parts: Parts, folder: LtsFolder, plan: DatasetPlan, manifests: Sequence[Manifest]
+) -> list[tuple[Manifest, DatablockReport]]:
+    """Moves and verifies what is not committed, side by side as far as the limits allow, in the plan's order."""
+    committed = {manifest.number for manifest in manifests}
+    pending = iter([datablock for datablock in plan.datablocks if datablock.number not in committed])
+    target_bytes = manifests[0].target_bytes if manifests else parts.target_bytes
+    limits = parts.limits
+    lanes = sum(limit.statistics().slots for limit in (limits.lts_free, limits.move_to_lts, limits.verify_lts))
+    written: list[tuple[Manifest, DatablockReport]] = []
+
+    async def work() -> None:
+        datablock: Datablock
+        for datablock in pending:  # shared: each lane takes the next one
+            written.append(await DatablockRun(parts, folder, plan, datablock, target_bytes).run())
+
+    async with open_task_group() as tasks:
+        for _ in range(min(lanes, len(plan.datablocks))):
+            tasks.start_soon(work)
+    return written
+
+
+async def _register(parts: Parts, manifests: Sequence[Manifest]) -> list[Registered]:
+    """Tells the catalogue, one datablock after another, only now that all are proved: all of them or none."""
+    registered: list[Registered] = []
+    for manifest in manifests:
+        with parts.announcer(manifest.dataset_id, Stage.REGISTER, manifest.number).stage():
+            try:
+                await parts.catalogue.register(manifest.dataset_id, manifest)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    for token in registered:
+                        await parts.catalogue.unregister(manifest.dataset_id, token.manifest)
+                raise
+        registered.append(Registered(manifest))
+    return registered
+
+
+async def _release(parts: Parts, dataset_id: str, registered: Sequence[Registered]) -> ReleaseReport:
+    with parts.announcer(dataset_id, Stage.RELEASE).stage():
+        return await release_source(parts.store, parts.buckets.landing_zone, registered)
+
+
+def _adopted(manifest: Manifest) -> DatablockReport:
+    return DatablockReport(
+        number=manifest.number,
+        name=manifest.archive_id.rpartition("/")[2],
+        size_bytes=manifest.size_bytes,
+        payload_bytes=manifest.payload_bytes,
+        members=len(manifest.members),
+        outcome="adopted",
+        digest=manifest.digest,
+        evidence=max((evidence.level for evidence in manifest.evidence), default=""),
+    )
+
+
+def _report(
+    dataset_id: str,
+    plan: DatasetPlan | None,
+    reports: tuple[DatablockReport, ...],
+    release: ReleaseReport | None,
+    elapsed_s: float,
+) -> ArchiveReport:
+    counters = ByteCounters()
+    for report in reports:
+        counters.add(report.counters)
+    return ArchiveReport(
+        dataset_id=dataset_id,
+        file_count=sum(report.members for report in reports),
+        payload_bytes=sum(report.payload_bytes for report in reports),
+        size_bytes=sum(report.size_bytes for report in reports),
+        datablocks=reports,
+        counters=counters,
+        elapsed_s=elapsed_s,
+        anomalies=plan.anomalies if plan is not None else (),
+        release=release,
+    )

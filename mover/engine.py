@@ -1,0 +1,176 @@
+"""The long-running engine: owns stores, limits, space gate and journal; any number of calls may run in it at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mover.archive import ArchiveOptions, archive_dataset, plan_source
+from mover.catalogue import Catalogue, NoCatalogue
+from mover.journal import Journal
+from mover.listing import list_archived, list_members
+from mover.model import DatasetPlan, ManifestMember, Progress
+from mover.parts import Buckets, Parts
+from mover.policies.limits import Limits, LimitStatistics
+from mover.policies.recall import RecallPolicy
+from mover.policies.retry import RetryPolicy
+from mover.policies.space import SpaceGate, SpaceReading, SpaceStatistics
+from mover.repair import repair_datablock
+from mover.reports import ArchiveReport, DatablockReport, DatasetListing, RetrieveReport, VerifyReport
+from mover.retrieve import RetrieveOptions, retrieve_dataset
+from mover.streams.abandon import run_abandonable
+from mover.streams.lts_mount import free_space, probe_mount
+from mover.streams.memory import BufferPool, PoolStatistics
+from mover.streams.pipe import Lanes
+from mover.streams.s3 import S3Store
+from mover.streams.s3_calls import S3Endpoint
+from mover.streams.s3_read import ReaderStatistics, S3Reader
+from mover.verification import verify_dataset
+
+__all__ = ["Engine", "EngineConfig", "EngineStatistics"]
+
+_STREAMS = 4
+_SPACE_READING_TIMEOUT_S = 60.0
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """Everything an engine is built from; sizes in bytes. The faces make it from the settings."""
+
+    s3: S3Endpoint
+    buckets: Buckets
+    lts_root: Path
+    scratch_folder: Path
+    target_bytes: int = 200 << 20
+    free_space_percentage: float = 20.0
+    lts_file_timeout_s: float = 300.0
+    wait_before_verify_s: float = 0.0
+    space_deadline_s: float = 86_400.0
+    staging: bool = False
+    lts_free_limit: int = 1
+    move_to_lts_limit: int = 2
+    verify_lts_limit: int = 1
+    lts_to_retrieval_limit: int = 1
+    buffer_bytes: int = 256 << 20
+    s3_concurrency: int = 16
+    url_expiration_days: int = 7
+    retry: RetryPolicy = RetryPolicy()
+
+
+class EngineStatistics(msgspec.Struct, frozen=True):
+    """State of an engine: limits, space, memory, what was read."""
+
+    limits: tuple[LimitStatistics, ...]
+    space: SpaceStatistics
+    buffers: PoolStatistics
+    reader: ReaderStatistics
+
+
+class Engine:
+    """Open it with :meth:`open`; belongs to one event loop. Cancelling a call leaves a state that the next one resumes."""
+
+    def __init__(self, parts: Parts, reader: S3Reader) -> None:
+        self._parts, self._reader = parts, reader
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        config: EngineConfig,
+        *,
+        catalogue: Catalogue | None = None,
+        tell: Callable[[Progress], None] = lambda _: None,
+    ) -> AsyncIterator[Engine]:
+        """An engine with its stores; the LTS is probed once.
+
+        ``tell`` is called on the event loop for every progress event and must return at once.
+
+        Raises:
+            MissingMountError: the LTS root is not there.
+            LtsError: it cannot be probed.
+        """
+        profile = await run_abandonable(lambda: probe_mount(config.lts_root), config.lts_file_timeout_s)
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(S3Store.open(config.s3, policy=config.retry))
+            reader = await stack.enter_async_context(S3Reader.open(config.s3, threads=_STREAMS))
+            pool = BufferPool(config.buffer_bytes)
+            lanes = Lanes(reader, pool, requests=config.s3_concurrency, streams=_STREAMS, retry=config.retry)
+
+            async def space_reading() -> SpaceReading:
+                return await run_abandonable(lambda: free_space(config.lts_root), _SPACE_READING_TIMEOUT_S)
+
+            yield cls(
+                Parts(
+                    store=store,
+                    lanes=lanes,
+                    limits=Limits(
+                        lts_free=config.lts_free_limit,
+                        move_to_lts=config.move_to_lts_limit,
+                        verify_lts=config.verify_lts_limit,
+                        lts_to_retrieval=config.lts_to_retrieval_limit,
+                    ),
+                    space=SpaceGate(space_reading, config.free_space_percentage, deadline_s=config.space_deadline_s),
+                    journal=Journal(config.scratch_folder),
+                    catalogue=catalogue or NoCatalogue(),
+                    lts_root=config.lts_root,
+                    profile=profile,
+                    buckets=config.buckets,
+                    recall=RecallPolicy(timeout_s=config.lts_file_timeout_s),
+                    tell=tell,
+                    target_bytes=config.target_bytes,
+                    staging=config.staging,
+                    wait_before_verify_s=config.wait_before_verify_s,
+                    stall_timeout_s=config.s3.stall_timeout_s,
+                    url_expiration_days=config.url_expiration_days,
+                ),
+                reader,
+            )
+
+    async def plan(self, dataset_id: str) -> DatasetPlan:
+        """What archiving would write. Raises UserError."""
+        return await plan_source(self._parts, dataset_id)
+
+    async def space(self) -> SpaceReading:
+        """Size of the LTS and what is free there. Raises MissingMountError."""
+        return await run_abandonable(lambda: free_space(self._parts.lts_root), _SPACE_READING_TIMEOUT_S)
+
+    async def archive(self, dataset_id: str, *, release_source: bool = False) -> ArchiveReport:
+        """Archives one dataset. Raises as ``archive_dataset``."""
+        return await archive_dataset(self._parts, dataset_id, ArchiveOptions(release_source=release_source))
+
+    async def verify(
+        self, dataset_id: str, *, level: Literal["written", "read-back", "recalled"] = "read-back"
+    ) -> VerifyReport:
+        """Compares the datablocks with their manifests. Raises as ``verify_dataset``."""
+        return await verify_dataset(self._parts, dataset_id, level)
+
+    async def retrieve(
+        self, dataset_id: str, *, files: Sequence[str] = (), form: Literal["datablocks", "files"] = "datablocks"
+    ) -> RetrieveReport:
+        """Brings a dataset, or single files of it, back to the retrieval bucket. Raises as ``retrieve_dataset``."""
+        return await retrieve_dataset(self._parts, dataset_id, RetrieveOptions(files=tuple(files), form=form))
+
+    async def repair(self, dataset_id: str, number: int) -> DatablockReport:
+        """Rebuilds one datablock from its source or from its retrieval copy. Raises as ``repair_datablock``."""
+        return await repair_datablock(self._parts, dataset_id, number)
+
+    def datasets(self) -> AsyncIterator[DatasetListing]:
+        """All datasets that have manifests on the LTS, in the order of the folders."""
+        return list_archived(self._parts)
+
+    def members(self, dataset_id: str) -> AsyncIterator[tuple[int, ManifestMember]]:
+        """(number of the datablock, member) of every file of a dataset.  Raises DatasetNotFoundError."""
+        return list_members(self._parts, dataset_id)
+
+    def statistics(self) -> EngineStatistics:
+        """State of the engine now."""
+        parts = self._parts
+        return EngineStatistics(
+            parts.limits.statistics(),
+            parts.space.statistics(),
+            parts.lanes.pool.statistics(),
+            self._reader.statistics(),
+        )

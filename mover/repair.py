@@ -1,0 +1,123 @@
+"""Rebuilds one damaged datablock, byte for byte as its manifest proves it, from its source or its retrieval copy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import anyio
+
+from mover.datablock import from_landing_zone, move_counters, read_back_datablock
+from mover.errors import DatasetNotFoundError, DigestMismatchError, MoverError, ObjectMissingError
+from mover.model import Manifest, ManifestMember, Member, Stage, dataset_folder
+from mover.parts import Parts, hold_dataset
+from mover.policies.names import check_dataset_id
+from mover.reports import ByteCounters, DatablockReport
+from mover.streams.hashing import ALGORITHM
+from mover.streams.interfaces import ByteRange
+from mover.streams.lts import LtsFolder
+from mover.streams.lts_writer import LtsWriter
+from mover.streams.pipe import Locate, Move
+from mover.streams.units import WindowKey
+from mover.verification import committed_manifests, expected_checksums, expected_windows
+from mover.verify import raise_breaks
+
+__all__ = ["from_datablock_object", "repair_datablock"]
+
+
+async def repair_datablock(parts: Parts, dataset_id: str, number: int) -> DatablockReport:
+    """Writes the datablock beside the damaged one, compares every window with the manifest, and takes its place.
+
+    The retrieval copy is used when there is one of the right size, else the objects of the landing zone. The manifest
+    stays as it is: the rebuilt file is the one that it describes, or nothing changes.
+
+    Raises:
+        DatasetNotFoundError: no such datablock.
+        ObjectMissingError, ObjectChangedError: there is nothing left to rebuild it from.
+        DigestMismatchError: what there is does not give the bytes of the manifest.
+    """
+    check_dataset_id(dataset_id)
+    async with hold_dataset(parts, dataset_id) as folder:
+        manifest = await _manifest(parts, folder, number)
+        counters = ByteCounters()
+        began = anyio.current_time()
+        async with parts.space.admit(manifest.size_bytes), parts.limits.move_to_lts.slot(manifest.archive_id):
+            await _rebuild(parts, folder, manifest, counters)
+        moved = anyio.current_time()
+        async with parts.limits.verify_lts.slot(manifest.archive_id):
+            windows, checksums = expected_windows(manifest), expected_checksums(manifest)
+            evidence, result = await read_back_datablock(parts, folder, manifest, windows, checksums)
+        counters.lts_read_bytes += manifest.size_bytes
+        if result.breaks:
+            raise_breaks(result.breaks)
+    return DatablockReport(
+        number=number,
+        name=manifest.archive_id.rpartition("/")[2],
+        size_bytes=manifest.size_bytes,
+        payload_bytes=manifest.payload_bytes,
+        members=len(manifest.members),
+        outcome="written",
+        digest=evidence.digest,
+        evidence=evidence.level,
+        move_s=moved - began,
+        verify_s=anyio.current_time() - moved,
+        counters=counters,
+    )
+
+
+def from_datablock_object(bucket: str, key: str, etag: str, object_bytes: int) -> Locate:
+    """Bytes of members come from one object that is the whole datablock."""
+
+    def locate(member: Member | ManifestMember, start: int, end: int) -> ByteRange:
+        offset_bytes = member.offset_bytes + member.header_bytes
+        return ByteRange(bucket, key, etag, object_bytes, offset_bytes + start, offset_bytes + end)
+
+    return locate
+
+
+async def _manifest(parts: Parts, folder: LtsFolder, number: int) -> Manifest:
+    for manifest in await committed_manifests(parts, folder):
+        if manifest.number == number:
+            return manifest
+    raise DatasetNotFoundError(folder.dataset_id, f"datablock {number} of {dataset_folder(folder.dataset_id)}")
+
+
+async def _rebuild(parts: Parts, folder: LtsFolder, manifest: Manifest, counters: ByteCounters) -> None:
+    name = manifest.archive_id.rpartition("/")[2]
+    locate, from_copy = await _locate(parts, manifest)
+    opening = partial(folder.open_writer, name, manifest.size_bytes, resume=False, replace_committed=True)
+    writer: LtsWriter = await parts.on_lts(opening)
+    try:
+        move = Move(manifest, writer, parts.lanes, locate, lambda _windows: None, {})
+        stage = parts.announcer(manifest.dataset_id, Stage.MOVE, manifest.number, manifest.size_bytes)
+        async with stage.following(lambda: writer.written_bytes):
+            await move.run()
+        _compare(manifest, move.digests, "the retrieval copy" if from_copy else "the landing zone")
+        await parts.on_lts(writer.commit)
+        counters.add(move_counters(move, writer, staging=False))
+    except MoverError:
+        with anyio.CancelScope(shield=True):
+            await parts.on_lts(writer.close)
+            await parts.on_lts(folder.discard, name)
+        raise
+    finally:
+        with anyio.CancelScope(shield=True):
+            await parts.on_lts(writer.close)
+
+
+async def _locate(parts: Parts, manifest: Manifest) -> tuple[Locate, bool]:
+    bucket, key = parts.buckets.retrieval, manifest.archive_id
+    try:
+        copy = await parts.store.head(bucket, key)
+    except ObjectMissingError:
+        copy = None
+    if copy is not None and copy.size_bytes == manifest.size_bytes:
+        return from_datablock_object(bucket, key, copy.etag, copy.size_bytes), True
+    return from_landing_zone(parts.buckets.landing_zone, manifest.dataset_id), False
+
+
+def _compare(manifest: Manifest, digests: dict[WindowKey, str], side: str) -> None:
+    for (index, window), expected in expected_windows(manifest).items():
+        found = digests[index, window]
+        if found != expected:
+            where = f"{manifest.archive_id}, member {manifest.members[index].path!r}, window {window}"
+            raise DigestMismatchError(where, ALGORITHM, expected, found, side)

@@ -1,0 +1,116 @@
+"""Verification of archived datasets: their datablocks against their manifests, as weak or as strong as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import anyio
+
+from mover.datablock import read_back_datablock
+from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError
+from mover.model import EvidenceLevel, Manifest, SourceChecksum, dataset_folder
+from mover.parts import Parts, read_manifests
+from mover.policies.names import check_dataset_id
+from mover.reports import ByteCounters, DatablockReport, VerifyReport
+from mover.streams.hashing import ALGORITHM
+from mover.streams.lts import LtsFolder
+from mover.streams.units import WindowKey
+from mover.tasks import open_task_group
+from mover.verify import raise_breaks
+
+__all__ = ["VerifyLevel", "committed_manifests", "expected_checksums", "expected_windows", "verify_dataset"]
+
+VerifyLevel = Literal["written", "read-back", "recalled"]
+"""``written``: sizes only, no byte is read; ``read-back``: every byte; ``recalled``: as that, from tape."""
+
+
+async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> VerifyReport:
+    """Compares all datablocks of a dataset with their manifests; reads only.
+
+    Raises:
+        DatasetNotFoundError: the dataset has no manifests.
+        LayoutMismatchError, DigestMismatchError: a datablock is not what its manifest proves.
+        LtsError: a datablock cannot be read, or a file is not on tape though ``recalled`` was asked for.
+    """
+    began = anyio.current_time()
+    check_dataset_id(dataset_id)
+    folder = parts.folder(dataset_id)
+    manifests = await committed_manifests(parts, folder)
+    reports: list[DatablockReport] = []
+
+    async def verify(manifest: Manifest) -> None:
+        reports.append(await _verify_datablock(parts, folder, manifest, level))
+
+    async with open_task_group() as tasks:
+        for manifest in manifests:
+            tasks.start_soon(verify, manifest)
+    counters = ByteCounters()
+    for report in reports:
+        counters.add(report.counters)
+    ordered = tuple(sorted(reports, key=lambda report: report.number))
+    return VerifyReport(dataset_id, level, ordered, counters, anyio.current_time() - began)
+
+
+async def committed_manifests(parts: Parts, folder: LtsFolder) -> list[Manifest]:
+    """The manifests of a dataset that has been archived, wholly or in part.  Raises DatasetNotFoundError."""
+    manifests = await read_manifests(parts, folder)
+    if not manifests:
+        raise DatasetNotFoundError(folder.dataset_id, f"{parts.lts_root}/{dataset_folder(folder.dataset_id)}")
+    return manifests
+
+
+def expected_windows(manifest: Manifest) -> dict[WindowKey, str]:
+    """Every window's digest as the manifest has it."""
+    return {
+        (index, window): digest
+        for index, member in enumerate(manifest.members)
+        for window, digest in enumerate(member.windows)
+    }
+
+
+def expected_checksums(manifest: Manifest) -> Mapping[str, SourceChecksum]:
+    """The source's checksums that were found true when the datablock was archived, by path."""
+    return {member.path: member.checksum for member in manifest.members if member.checksum is not None}
+
+
+async def _verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest, level: VerifyLevel) -> DatablockReport:
+    name = manifest.archive_id.rpartition("/")[2]
+    size_bytes = await parts.on_lts(folder.datablock_size, name)
+    if size_bytes is None:
+        raise LtsError("verify", str(folder.datablock_path(name)), "it has a manifest, but the datablock is gone")
+    if level == "written":
+        if size_bytes != manifest.size_bytes:
+            raise LayoutMismatchError(name, "size in bytes", manifest.size_bytes, size_bytes)
+        return _report(manifest, name, EvidenceLevel.WRITTEN, 0.0, 0.0, ByteCounters())
+    queued = anyio.current_time()
+    async with parts.limits.verify_lts.slot(name):
+        began = anyio.current_time()
+        checksums = expected_checksums(manifest)
+        evidence, result = await read_back_datablock(parts, folder, manifest, expected_windows(manifest), checksums)
+    if result.breaks:
+        raise_breaks(result.breaks)
+    if evidence.digest != manifest.digest:
+        raise DigestMismatchError(name, ALGORITHM, manifest.digest, evidence.digest, "the LTS")
+    if level == "recalled" and evidence.level is not EvidenceLevel.RECALLED:
+        raise LtsError("verify", name, "its bytes agree, but it was on disk: this proves nothing about the tape")
+    counters = ByteCounters(lts_read_bytes=manifest.size_bytes)
+    return _report(manifest, name, evidence.level, began - queued, anyio.current_time() - began, counters)
+
+
+def _report(
+    manifest: Manifest, name: str, level: EvidenceLevel, wait_s: float, verify_s: float, counters: ByteCounters
+) -> DatablockReport:
+    return DatablockReport(
+        number=manifest.number,
+        name=name,
+        size_bytes=manifest.size_bytes,
+        payload_bytes=manifest.payload_bytes,
+        members=len(manifest.members),
+        outcome="adopted",
+        digest=manifest.digest,
+        evidence=level,
+        wait_s=wait_s,
+        verify_s=verify_s,
+        counters=counters,
+    )
