@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,21 @@ def small_mount(folder: Path, size: str = "8m") -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def old_filesystem(folder: Path) -> Iterator[Path]:
+    """An ext2, which cannot preallocate, in a file; as an NFSv3 mount cannot."""
+    folder.mkdir()
+    image = folder.with_name(folder.name + ".image")
+    image.write_bytes(b"")
+    os.truncate(image, 16 << 20)
+    _run_or_skip("mkfs.ext2", "-q", str(image))
+    _run_or_skip("mount", "-o", "loop", str(image), str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextmanager

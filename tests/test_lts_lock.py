@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from mover.errors import DatasetBusyError, LtsError
+from mover.streams.durable import rename_file
 from mover.streams.lts_lock import LEASE_EXPIRY_S, DatasetLock, lock_dataset
 from mover.streams.lts_mount import MountProfile
 from tests.lts_mounts import PLAIN
@@ -128,6 +129,26 @@ def test_of_many_that_find_an_expired_lease_one_gets_it(tmp_path: Path) -> None:
         for lock in held:
             lock.release()
         (tmp_path / ".lease").unlink(missing_ok=True)
+
+
+def test_a_run_that_takes_away_the_lease_of_a_quicker_one_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _lock(tmp_path, NO_LOCKS)
+    os.utime(tmp_path / ".lease", (0, 0))
+    quicker: list[DatasetLock] = []
+
+    def overtaken(source: Path, target: Path, *, replace: bool) -> None:
+        monkeypatch.setattr("mover.streams.lts_lock.rename_file", rename_file)
+        quicker.append(_lock(tmp_path, NO_LOCKS))
+        rename_file(source, target, replace=replace)
+
+    monkeypatch.setattr("mover.streams.lts_lock.rename_file", overtaken)
+    with pytest.raises(DatasetBusyError):
+        _lock(tmp_path, NO_LOCKS)
+    quicker[0].refresh()
+    quicker[0].release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def _take_at_once(folder: Path, runs: int) -> list[DatasetLock]:

@@ -16,7 +16,8 @@ import pytest
 from mover.errors import LtsError, MissingMountError
 from mover.streams import lts_mount
 from mover.streams.lts_mount import allocate, filesystem_of, free_space, probe_mount
-from tests.lts_mounts import PLAIN, small_mount, write_once
+from mover.streams.lts_writer import LtsWriter
+from tests.lts_mounts import PLAIN, old_filesystem, small_mount, write_once
 
 
 def _refusing(number: int) -> Callable[..., None]:
@@ -133,3 +134,17 @@ def test_allocation_beyond_4_gib_is_not_cut_to_32_bits(tmp_path: Path) -> None:
         if not allocate(file.fileno(), (4 << 30) + 4096):
             pytest.skip("the file system below has no fallocate")
         assert os.fstat(file.fileno()).st_size == (4 << 30) + 4096
+
+
+def test_where_nothing_can_be_allocated_nothing_is_written_instead(tmp_path: Path) -> None:
+    with old_filesystem(tmp_path / "old") as share:
+        assert not probe_mount(share).fallocate
+        with (share / "file").open("wb") as file:
+            os.ftruncate(file.fileno(), 4 << 20)
+            assert not allocate(file.fileno(), 4 << 20)
+            assert os.fstat(file.fileno()).st_blocks == 0, "no zeros in place of the space"
+        writer = LtsWriter.open(share / "d_1.tar", 4, probe_mount(share), resume=False)
+        assert not writer.allocated
+        writer.write_at(0, [b"data"])
+        writer.commit()
+        assert (share / "d_1.tar").read_bytes() == b"data"
