@@ -6,12 +6,11 @@ import hashlib
 import math
 import os
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
 import pytest
-from moto.server import ThreadedMotoServer
 
 from mover.errors import (
     DigestMismatchError,
@@ -37,6 +36,7 @@ from tests.faults import (
     StallReply,
     StallRequest,
 )
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -62,19 +62,11 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def moto_url() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["moto", "rgw"])
-def endpoint(request: pytest.FixtureRequest, moto_url: str) -> S3Endpoint:
-    url = moto_url if request.param == "moto" else os.environ.get("MOVER_TEST_RGW", "http://127.0.0.1:9400")
-    return S3Endpoint(url, "eu-west-1", "admin", "adminpass", stall_timeout_s=5)
+@pytest.fixture
+def endpoint(s3_server: S3Server) -> S3Endpoint:
+    return S3Endpoint(
+        s3_server.endpoint_url, s3_server.region, s3_server.access_key, s3_server.secret_key, stall_timeout_s=5
+    )
 
 
 async def no_pause(_: float) -> None:
@@ -145,8 +137,8 @@ async def test_every_name_comes_back_exactly_and_in_order(store: S3Store) -> Non
     assert await paths(store) == []
 
 
-async def test_a_name_with_a_newline_is_listed_and_only_it_is_deleted(store: S3Store, endpoint: S3Endpoint) -> None:
-    if "9400" not in endpoint.endpoint_url:
+async def test_a_name_with_a_newline_is_listed_and_only_it_is_deleted(store: S3Store, s3_server: S3Server) -> None:
+    if s3_server.name == "moto":
         pytest.skip("moto's web framework routes no newlines")
     for name in ("a\nb", "a b", "a\r\nb", "ab"):
         await store.put(BUCKET, name, b"x", {})
@@ -165,6 +157,26 @@ async def test_a_listing_goes_on_over_many_pages_and_a_lost_page_is_asked_for_ag
     assert await paths(faulty, "many/") == [key.removeprefix("many/") for key in keys]
     assert faulty.statistics().requests == {"list": 4}
     assert faulty.statistics().retries == {"transient": 1, "throttle": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<Error><Code>InternalError</Code></Error>",
+        b"<html>please log in</html>",
+        b"<ListBucketResult/>",
+        b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+        b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>k</Key></Contents></ListBucketResult>",
+        b"",
+    ],
+)
+async def test_what_is_no_listing_is_never_taken_for_an_empty_one(
+    store: S3Store, faulty: S3Store, proxy: FaultProxy, body: bytes
+) -> None:
+    await store.put(BUCKET, "there", b"x", {})
+    proxy.rules.append(Rule(Answer(200, body=body), target="list-type=2"))
+    assert await paths(faulty) == ["there"]
+    assert faulty.statistics().retries == {"transient": 1}
 
 
 async def put_some(store: S3Store, keys: list[str]) -> None:
@@ -341,12 +353,12 @@ async def test_a_single_part_object_is_held_to_its_md5_without_a_request(store: 
 
 
 async def test_a_multipart_object_is_held_to_its_parts_where_their_size_can_be_learnt(
-    store: S3Store, endpoint: S3Endpoint
+    store: S3Store, s3_server: S3Server
 ) -> None:
     data = os.urandom(2 * PART_BYTES + 17)
     etag, _ = await upload(store, "big", data)
     claim = await store.source_checksum(BUCKET, "big", etag, len(data))
-    if "9400" in endpoint.endpoint_url:
+    if s3_server.name == "rgw":
         assert claim is None  # it ignores part numbers
         return
     assert claim is not None

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, ParseError, fromstring
 import anyio.to_thread
 import msgspec
 
-from mover.errors import MoverError, ObjectAccessError, ObjectTransientError
+from mover.errors import ObjectAccessError, ObjectTransientError
 from mover.model import SourceObject
 from mover.streams.s3_calls import S3Calls
 
@@ -70,28 +70,24 @@ def parse_page(body: bytes, prefix: str, location: str) -> Page:
     """Reads one ListObjectsV2 reply. Blocking: a few milliseconds for 1,000 keys.
 
     Raises:
-        ObjectTransientError: the XML is cut short or garbled.
+        ObjectTransientError: the XML is cut short, garbled or no listing: never taken for an empty one.
         ObjectAccessError: a key is outside the prefix or out of order.
     """
     try:
         root = fromstring(body)  # noqa: S314 - from the storage that holds the data; expat bounds entity expansion
-        space = root.tag.rpartition("ListBucketResult")[0]
+        space, name, _ = root.tag.rpartition("ListBucketResult")
         encoded = root.findtext(f"{space}EncodingType") == "url"
         objects = tuple(_object(item, space, prefix, encoded=encoded) for item in root.iterfind(f"{space}Contents"))
         truncated = root.findtext(f"{space}IsTruncated") == "true"
         token = root.findtext(f"{space}NextContinuationToken") if truncated else None
     except (ParseError, ValueError) as exc:
         raise ObjectTransientError(_OP, location, "the reply is cut short or garbled") from exc
-    if truncated and not token:
-        raise _incomplete(location)
+    if not name or root.findtext(f"{space}IsTruncated") not in {"true", "false"} or (truncated and not token):
+        raise ObjectTransientError(_OP, location, "the reply is no whole listing")
     for before, after in pairwise(objects):
         if before.path >= after.path:
             raise ObjectAccessError(_OP, location, "keys are not in order")
     return Page(objects, prefix + objects[-1].path if objects else "", token)
-
-
-def _incomplete(location: str) -> MoverError:
-    return ObjectTransientError(_OP, location, "a truncated page without a token")
 
 
 def _object(item: Element, space: str, prefix: str, *, encoded: bool) -> SourceObject:
