@@ -104,10 +104,9 @@ async def _compare_source(parts: Parts, dataset_id: str, manifests: Sequence[Man
     changed: list[str] = []
     async for item in parts.store.list_objects(parts.buckets.landing_zone, raw_files_prefix(dataset_id)):
         member = archived.get(item.path)
-        if member is None:
-            if not _is_marker(item):
-                added.append(item.path)
-        elif (member.size_bytes, member.etag) != (item.size_bytes, item.etag):
+        if member is None and not _is_marker(item):
+            added.append(item.path)
+        elif member is not None and (member.size_bytes, member.etag) != (item.size_bytes, item.etag):
             changed.append(item.path)
     if added or changed:
         raise SourceDiffersError(dataset_id, added, (), changed)

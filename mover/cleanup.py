@@ -1,6 +1,6 @@
-"""The only code that deletes: sources that are proved to be archived, and staging copies that are proved to be on the LTS.
+"""The only code that deletes: sources that are proved to be archived, and staging copies of what is on the LTS.
 
-A deletion takes a manifest as its key. It must hold read-back evidence and name exactly the object's key, size and ETag.
+A deletion takes a manifest as its key: with read-back evidence, naming exactly the object's key, size and ETag.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PROOFS = {EvidenceLevel.READ_BACK, EvidenceLevel.RECALLED}
 
 
 class Registered:
-    """A manifest that the catalogue has accepted. Made only by the step that registers; taken only by ``release_source``."""
+    """A manifest that the catalogue has accepted. Made only by the step that registers, for ``release_source``."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

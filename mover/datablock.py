@@ -1,8 +1,7 @@
-"""One datablock's way to the LTS: wait for space → move → verify → manifest. Each step is durable before the next begins."""
+"""One datablock's way to the LTS: space → move → verify → manifest. Each step is durable before the next begins."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -11,42 +10,34 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from mover import __version__
-from mover.errors import DigestMismatchError, LtsError
+from mover.errors import DigestMismatchError
 from mover.journal import DatablockJournal
 from mover.model import (
     Datablock,
     DatasetPlan,
     Evidence,
-    EvidenceLevel,
     Manifest,
     ManifestMember,
     Member,
     SourceChecksum,
     Stage,
-    archive_id,
-    datablock_name,
-    raw_files_prefix,
     raw_object_key,
     window_count,
 )
-from mover.parts import Parts, now_iso
+from mover.parts import Parts
 from mover.policies.space import Reservation
+from mover.proof import claimed_checksums, describe, read_back_datablock, real_breaks
 from mover.reports import ByteCounters, DatablockReport
 from mover.staging import empty_staging, stage_datablock
-from mover.streams.hashing import ALGORITHM, labelled
+from mover.streams.hashing import ALGORITHM
 from mover.streams.interfaces import ByteRange
 from mover.streams.lts import LtsFolder
-from mover.streams.lts_read import open_when_online
 from mover.streams.lts_writer import LtsWriter
 from mover.streams.pipe import Locate, Move
 from mover.streams.units import WindowKey
-from mover.tasks import open_task_group
-from mover.verify import Break, ReadBack, ReadBackResult, raise_breaks, read_back
+from mover.verify import ReadBackResult, raise_breaks
 
-__all__ = ["DatablockRun", "from_landing_zone", "move_counters", "read_back_datablock"]
-
-_CHECKSUM_LOOKUPS = 8
+__all__ = ["DatablockRun", "from_landing_zone", "move_counters"]
 
 
 def from_landing_zone(bucket: str, dataset_id: str) -> Locate:
@@ -83,10 +74,9 @@ class DatablockRun:
             windows = await self._moved_before(journal)
             if windows is None:
                 windows = await self._move(journal)
-            checksums = await self._source_checksums()
+            checksums = await claimed_checksums(parts, self._plan, datablock)
             evidence, windows = await self._verify(journal, windows, checksums)
-            manifest = self._manifest(windows, checksums, evidence)
-            data = await anyio.to_thread.run_sync(msgspec.json.encode, manifest)
+            manifest, data = await anyio.to_thread.run_sync(self._manifest, windows, checksums, evidence)
             await parts.on_lts(self._folder.write_manifest, datablock.name, data)
             if parts.staging:
                 await empty_staging(parts, manifest)
@@ -185,27 +175,6 @@ class DatablockRun:
                 where = f"{self._datablock.name}, member {self._datablock.members[index].path!r}, window {window}"
                 raise DigestMismatchError(where, ALGORITHM, expected, digests[index, window], "the staging bucket")
 
-    async def _source_checksums(self) -> dict[str, SourceChecksum]:
-        """What the catalogue, or else the S3 server, claims for each member."""
-        parts, datablock = self._parts, self._datablock
-        bucket, known = parts.buckets.landing_zone, self._plan.checksums
-        members = iter(datablock.members)
-        found: dict[str, SourceChecksum] = {}
-
-        async def look_up() -> None:
-            for member in members:
-                key = raw_object_key(datablock.dataset_id, member.path)
-                checksum = known.get(member.path) or await parts.store.source_checksum(
-                    bucket, key, member.etag, member.size_bytes
-                )
-                if checksum is not None:
-                    found[member.path] = checksum
-
-        async with open_task_group() as tasks:
-            for _ in range(_CHECKSUM_LOOKUPS):
-                tasks.start_soon(look_up)
-        return found
-
     async def _verify(
         self, journal: DatablockJournal, windows: dict[WindowKey, str], checksums: dict[str, SourceChecksum]
     ) -> tuple[Evidence, dict[WindowKey, str]]:
@@ -217,7 +186,7 @@ class DatablockRun:
             await anyio.sleep(parts.wait_before_verify_s)
         for repaired in (False, True):
             evidence, result = await self._read_back(windows, checksums)
-            breaks = await self._real_breaks(result, checksums)
+            breaks = await real_breaks(parts, datablock.dataset_id, result, checksums)
             if not breaks:
                 return evidence, windows
             await parts.on_lts(journal.forget_windows, [key for broken in breaks for key in broken.windows])
@@ -242,42 +211,19 @@ class DatablockRun:
         self._counters.lts_read_bytes += datablock.size_bytes
         return proof
 
-    async def _real_breaks(self, result: ReadBackResult, checksums: dict[str, SourceChecksum]) -> list[Break]:
-        """Breaks without those of ETags that turn out not to be MD5s, as of objects that the server encrypts."""
-        parts, real = self._parts, []
-        for broken in result.breaks:
-            claimed = checksums.get(broken.path) if broken.algorithm != ALGORITHM else None
-            if claimed is not None and claimed.origin == "s3-etag":
-                key = raw_object_key(self._datablock.dataset_id, broken.path)
-                if not await parts.store.etag_is_md5(parts.buckets.landing_zone, key):
-                    del checksums[broken.path]
-                    continue
-            real.append(broken)
-        return real
-
     def _manifest(
         self, windows: Mapping[WindowKey, str], checksums: Mapping[str, SourceChecksum], evidence: Evidence
-    ) -> Manifest:
-        plan, datablock, bucket = self._plan, self._datablock, self._parts.buckets.landing_zone
-        return Manifest(
-            dataset_id=datablock.dataset_id,
-            number=datablock.number,
-            datablock_count=len(plan.datablocks),
-            archive_id=archive_id(datablock.dataset_id, datablock.number),
-            fingerprint=plan.fingerprint,
+    ) -> tuple[Manifest, bytes]:
+        manifest = describe(
+            self._plan,
+            self._datablock,
+            windows,
+            checksums,
+            evidence,
             target_bytes=self._target_bytes,
-            size_bytes=datablock.size_bytes,
-            payload_bytes=datablock.payload_bytes,
-            digest=evidence.digest,
-            members=tuple(
-                _manifest_member(datablock.dataset_id, index, member, windows, checksums.get(member.path))
-                for index, member in enumerate(datablock.members)
-            ),
-            evidence=(evidence,),
-            created_at=now_iso(),
-            software=f"mover {__version__}",
-            source=f"s3://{bucket}/{raw_files_prefix(datablock.dataset_id)}",
+            bucket=self._parts.buckets.landing_zone,
         )
+        return manifest, msgspec.json.encode(manifest)
 
     def _report(self, evidence: Evidence) -> DatablockReport:
         datablock = self._datablock
@@ -305,70 +251,6 @@ def move_counters(move: Move, writer: LtsWriter, *, staging: bool) -> ByteCounte
         staging_read_bytes=received_bytes if staging else 0,
         lts_written_bytes=writer.written_bytes,
         reused_bytes=move.counters.reused_bytes,
-    )
-
-
-async def read_back_datablock(
-    parts: Parts,
-    folder: LtsFolder,
-    datablock: Datablock | Manifest,
-    windows: Mapping[WindowKey, str],
-    checksums: Mapping[str, SourceChecksum],
-) -> tuple[Evidence, ReadBackResult]:
-    """Reads one datablock back from the storage. The caller holds a slot of VERIFY_LTS_LIMIT.
-
-    Raises:
-        LtsError: it cannot be read, or this host's page cache cannot be kept out of it.
-        LayoutMismatchError: its size is another one.
-    """
-    name = datablock_name(datablock.dataset_id, datablock.number)
-    announcer = parts.announcer(datablock.dataset_id, Stage.VERIFY, datablock.number, datablock.size_bytes)
-    path = folder.datablock_path(name)
-    reader = await open_when_online(path, datablock.size_bytes, policy=parts.recall, on_wait=announcer.waiting)
-    position = 0
-
-    def advance(done_bytes: int) -> None:
-        nonlocal position
-        position = done_bytes
-
-    try:
-        cache = await parts.on_lts(reader.drop_cache)
-        if not cache:
-            raise LtsError("verify", str(path), "this host's page cache cannot be kept out of the read-back")
-        async with announcer.following(lambda: position):
-            comparison = ReadBack(datablock, windows, checksums)
-            result = await read_back(
-                reader,
-                comparison,
-                datablock.size_bytes,
-                parts.lanes.pool,
-                stall_timeout_s=parts.stall_timeout_s,
-                on_progress=advance,
-            )
-    finally:
-        with anyio.CancelScope(shield=True):
-            await parts.on_lts(reader.close)
-    level = EvidenceLevel.RECALLED if reader.was_offline else EvidenceLevel.READ_BACK
-    return Evidence(level, now_iso(), socket.gethostname(), labelled(result.digest), cache), result
-
-
-def _manifest_member(
-    dataset_id: str,
-    index: int,
-    member: Member,
-    windows: Mapping[WindowKey, str],
-    checksum: SourceChecksum | None,
-) -> ManifestMember:
-    return ManifestMember(
-        path=member.path,
-        key=raw_object_key(dataset_id, member.path),
-        etag=member.etag,
-        size_bytes=member.size_bytes,
-        mtime_s=member.mtime_s,
-        offset_bytes=member.offset_bytes,
-        header_bytes=member.header_bytes,
-        windows=tuple(windows[index, window] for window in range(window_count(member.size_bytes))),
-        checksum=checksum,
     )
 
 

@@ -29,7 +29,7 @@ from mover.streams.pipe import Lanes
 from mover.streams.s3 import S3Store
 from mover.streams.s3_calls import S3Endpoint
 from mover.streams.s3_read import ReaderStatistics, S3Reader
-from mover.verification import verify_dataset
+from mover.verification import VerifyLevel, verify_dataset
 
 __all__ = ["Engine", "EngineConfig", "EngineStatistics"]
 
@@ -70,7 +70,7 @@ class EngineStatistics(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """Open it with :meth:`open`; belongs to one event loop. Cancelling a call leaves a state that the next one resumes."""
+    """Open it with :meth:`open`; belongs to one event loop. A cancelled call leaves a state that the next one resumes."""
 
     def __init__(self, parts: Parts, reader: S3Reader) -> None:
         self._parts, self._reader = parts, reader
@@ -141,9 +141,7 @@ class Engine:
         """Archives one dataset. Raises as ``archive_dataset``."""
         return await archive_dataset(self._parts, dataset_id, ArchiveOptions(release_source=release_source))
 
-    async def verify(
-        self, dataset_id: str, *, level: Literal["written", "read-back", "recalled"] = "read-back"
-    ) -> VerifyReport:
+    async def verify(self, dataset_id: str, *, level: VerifyLevel = "read-back") -> VerifyReport:
         """Compares the datablocks with their manifests. Raises as ``verify_dataset``."""
         return await verify_dataset(self._parts, dataset_id, level)
 

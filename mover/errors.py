@@ -216,7 +216,7 @@ class NotEnoughSpaceError(MoverError):
     retryable = True
     exit_code = ExitCode.SPACE
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the operands are what an administrator needs to see
+    def __init__(
         self,
         needed_bytes: int,
         free_bytes: int,

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 from urllib.parse import quote
 
 import msgspec
@@ -135,7 +136,7 @@ class DatablockJournal:
         self._encoder = msgspec.json.Encoder()
         self._load()
 
-    def __enter__(self) -> DatablockJournal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -144,7 +145,7 @@ class DatablockJournal:
         self.close()
 
     def begin(self, fingerprint: str, size_bytes: int, file_id: int) -> None:
-        """Starts anew: whatever was recorded before is dropped, but for what is in the staging bucket of the same plan."""
+        """Starts anew: what was recorded before is dropped, but for what the staging bucket has of the same plan."""
         if not self.state.describes(fingerprint, size_bytes):
             self.state = JournalState()
             os.ftruncate(self._descriptor, 0)

@@ -149,7 +149,7 @@ class EvidenceLevel(StrEnum):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """One proof. ``at`` is ISO 8601 UTC, ``digest`` is ``<algorithm>:<hex>`` of the whole datablock ('' for ``written``)."""
+    """One proof. ``at`` is ISO 8601 UTC, ``digest`` is ``<algorithm>:<hex>`` of the whole datablock ('': none)."""
 
     level: EvidenceLevel
     at: str
@@ -173,7 +173,7 @@ class ManifestMember(msgspec.Struct, frozen=True, gc=False):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The commit record of a datablock, written once, last, after read-back. The fields are described in ARCHITECTURE.md."""
+    """The commit record of a datablock, written once, last, after read-back. ARCHITECTURE.md describes the fields."""
 
     dataset_id: str
     number: int
@@ -209,7 +209,7 @@ class Stage(StrEnum):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """One progress event. ``datablock`` is 0 for events of the whole dataset; ``done_bytes`` never exceeds ``total_bytes``.
+    """One progress event. ``datablock`` 0: of the whole dataset; ``done_bytes`` never exceeds ``total_bytes``.
 
     ``state``: ``started``, ``progress``, ``waiting`` (``reason`` says for what), ``finished``, ``failed``.
     """

@@ -6,11 +6,12 @@ from functools import partial
 
 import anyio
 
-from mover.datablock import from_landing_zone, move_counters, read_back_datablock
+from mover.datablock import from_landing_zone, move_counters
 from mover.errors import DatasetNotFoundError, DigestMismatchError, MoverError, ObjectMissingError
 from mover.model import Manifest, ManifestMember, Member, Stage, dataset_folder
 from mover.parts import Parts, hold_dataset
 from mover.policies.names import check_dataset_id
+from mover.proof import read_back_datablock
 from mover.reports import ByteCounters, DatablockReport
 from mover.streams.hashing import ALGORITHM
 from mover.streams.interfaces import ByteRange

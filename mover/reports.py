@@ -42,7 +42,7 @@ class ByteCounters(msgspec.Struct):
 
 
 class DatablockReport(msgspec.Struct, frozen=True):
-    """One datablock. ``outcome``: ``written``, ``resumed`` (some windows were durable before), ``adopted`` (all of it was).
+    """One datablock. ``outcome``: ``written``, ``resumed`` (windows were durable before), ``adopted`` (all was).
 
     Times are seconds of waiting for space and limits, of moving and of reading back.
     """

@@ -7,11 +7,11 @@ from typing import Literal
 
 import anyio
 
-from mover.datablock import read_back_datablock
 from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError
 from mover.model import EvidenceLevel, Manifest, SourceChecksum, dataset_folder
 from mover.parts import Parts, read_manifests
 from mover.policies.names import check_dataset_id
+from mover.proof import read_back_datablock
 from mover.reports import ByteCounters, DatablockReport, VerifyReport
 from mover.streams.hashing import ALGORITHM
 from mover.streams.lts import LtsFolder

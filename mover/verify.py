@@ -112,8 +112,9 @@ class ReadBack:
     def _compare(self) -> _Walk:
         """Yields how many bytes it wants next at most, is sent as many or fewer, in order."""
         pieces = structure(self._datablock)
+        members: Sequence[Member | ManifestMember] = self._datablock.members
         last: WindowKey = (0, 0)
-        for index, member in enumerate(self._datablock.members):
+        for index, member in enumerate(members):
             yield from self._structure(next(pieces).content, (index, 0))
             yield from self._member(index, member)
             last = (index, window_count(member.size_bytes) - 1)

@@ -72,7 +72,7 @@ class ObjectReader(Protocol):
         """Receives the range into ``buffer`` piece by piece and hands each piece to ``consume``.
 
         Receiving and consuming happen in one worker thread. When it raises, the pieces consumed so far are good: the
-        caller goes on from there. Cancellation shuts the connection and returns after the thread has let go of ``buffer``.
+        caller goes on from there. Cancellation shuts the connection and returns once the thread has let go of ``buffer``.
         """
         ...
 
@@ -132,7 +132,7 @@ class ObjectStore(MultipartSink, Protocol):
         ...
 
     async def delete(self, bucket: str, keys: Sequence[str]) -> ReleaseResult:
-        """Deletes in batches of at most 1,000, key by key where the server refuses batches. Missing keys count as deleted."""
+        """Deletes in batches of at most 1,000, or key by key where those are refused. Missing keys count as deleted."""
         ...
 
     async def presign(self, bucket: str, key: str, expires_s: int) -> str:
@@ -144,7 +144,7 @@ class PositionalSink(Protocol):
     """A file of known size whose bytes are each written once, at their offset, from several threads at a time."""
 
     def write_at(self, offset_bytes: int, buffers: Sequence[Buffer]) -> None:
-        """Writes the buffers one after another from ``offset_bytes``. Blocking. Raises LtsError, NotEnoughSpaceError."""
+        """Writes the buffers in a row from ``offset_bytes``. Blocking. Raises LtsError, NotEnoughSpaceError."""
         ...
 
     def checkpoint(self) -> None:

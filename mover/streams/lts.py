@@ -115,7 +115,7 @@ class LtsFolder:
                 return 0
 
     def withdraw(self, name: str) -> int:
-        """Takes an uncommitted datablock's final name back, so that ``open_writer`` can resume it; returns its ``file_id``.
+        """Takes an uncommitted datablock's final name back for ``open_writer`` to resume it; returns its ``file_id``.
 
         Raises:
             LtsError: it has a manifest, or the mount fails.

@@ -63,7 +63,7 @@ class BufferPool:
 
     @asynccontextmanager
     async def lease(self, size_bytes: int) -> AsyncIterator[memoryview]:
-        """A writable, page-aligned buffer of exactly ``size_bytes`` inside the block. Raises ConfigError as ``reserve``."""
+        """A writable, page-aligned buffer of ``size_bytes`` inside the block. Raises ConfigError as ``reserve``."""
         async with self.reserve(size_bytes):
             area = self._take_idle(size_bytes) or mmap.mmap(-1, max(size_bytes, 1))
             view = memoryview(area)

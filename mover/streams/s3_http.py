@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import struct
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from threading import Lock
 from urllib.parse import quote, urlsplit
@@ -175,10 +176,8 @@ def _watch_for_stalls(connection: socket.socket, stall_timeout_s: float) -> None
 
 
 def _shut(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(2)  # SHUT_RDWR: wakes a thread that waits for bytes
-    except OSError:
-        pass  # closed already
+    with suppress(OSError):  # closed already
+        connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for bytes
 
 
 def _receive(

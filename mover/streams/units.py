@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
@@ -12,8 +12,8 @@ from mover.streams.tar import TarPiece, structure
 __all__ = ["BATCH_BYTES", "BATCH_MEMBERS", "SMALL_BYTES", "Batch", "BatchMember", "Slice", "WindowKey", "cut"]
 
 SMALL_BYTES = 4 << 20
-"""Members up to this size are fetched whole, into memory; larger ones stream in windows. Half of ``MOVER_BUFFER_MB``'s
-smallest value, so that a batch always fits."""
+"""Members up to this size are fetched whole, into memory; larger ones stream in windows. Several batches of them fit
+into the smallest buffer that can be configured."""
 
 BATCH_BYTES = 4 << 20
 BATCH_MEMBERS = 64
@@ -32,7 +32,7 @@ class BatchMember(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Small members that lie one after another; ``tail`` is the end of the archive when the last member is among them."""
+    """Small members in a row; ``tail`` is the end of the archive when the last member is among them."""
 
     members: tuple[BatchMember, ...]
     tail: bytes
@@ -79,10 +79,11 @@ def cut(datablock: Datablock | Manifest, done: Collection[WindowKey] = ()) -> It
         LayoutMismatchError: the offsets in ``datablock`` are not those of the layout.
     """
     pieces = structure(datablock)
-    last = len(datablock.members) - 1
+    members: Sequence[Member | ManifestMember] = datablock.members
+    last = len(members) - 1
     batch: list[BatchMember] = []
     batch_bytes = 0
-    for index, member in enumerate(datablock.members):
+    for index, member in enumerate(members):
         gap = next(pieces)
         small = member.size_bytes <= SMALL_BYTES
         skipped = small and (index, 0) in done
