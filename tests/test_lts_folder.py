@@ -114,6 +114,39 @@ def test_discard_removes_what_writers_left_of_that_datablock_alone(tmp_path: Pat
     assert [entry.name[: len(_name(11)) + 1] for entry in folder.path.iterdir()] == [f".{_name(11)}"]
 
 
+def test_a_withdrawn_datablock_is_resumed_under_the_identity_that_withdraw_returned(tmp_path: Path) -> None:
+    folder = LtsFolder.open(tmp_path, PID, PLAIN)
+    _write(folder, _name(1), b"tar" * 5000)
+    assert folder.taken_bytes(_name(1)) == 0
+    file_id = folder.withdraw(_name(1))
+    assert folder.datablock_id(_name(1)) == (0, 0)
+    assert folder.taken_bytes(_name(1)) >= 15_000
+    writer = folder.open_writer(_name(1), 15_000, resume=True)
+    assert (writer.resumed, writer.file_id) == (True, file_id)
+    assert file_id < 1 << 63
+    writer.write_at(0, [b"TAR"])
+    writer.commit()
+    assert (folder.path / _name(1)).read_bytes() == b"TAR" + b"tar" * 4999
+    assert folder.datablock_id(_name(1)) == ((folder.path / _name(1)).stat().st_ino, 15_000)
+    folder.write_manifest(_name(1), b"{}")
+    with pytest.raises(LtsError, match="manifest stays"):
+        folder.withdraw(_name(1))
+
+
+def test_a_repair_replaces_a_committed_datablock_at_its_commit_and_only_where_renames_work(tmp_path: Path) -> None:
+    folder = LtsFolder.open(tmp_path, PID, PLAIN)
+    _write(folder, _name(1), b"damaged")
+    folder.write_manifest(_name(1), b"{}")
+    writer = folder.open_writer(_name(1), 6, resume=False, replace_committed=True)
+    writer.write_at(0, [b"mended"])
+    assert (folder.path / _name(1)).read_bytes() == b"damaged"
+    writer.commit()
+    assert (folder.path / _name(1)).read_bytes() == b"mended"
+    in_place = LtsFolder(tmp_path, PID, msgspec.structs.replace(PLAIN, rename=False))
+    with pytest.raises(WriteOnceError):
+        in_place.open_writer(_name(1), 6, resume=False, replace_committed=True)
+
+
 def test_the_lock_is_the_datasets(tmp_path: Path) -> None:
     folder = LtsFolder.open(tmp_path, PID, PLAIN)
     other = LtsFolder.open(tmp_path, PID + "x", PLAIN)

@@ -190,10 +190,15 @@ def find_temporaries(final: Path) -> list[Path]:
 
 def withdraw_file(final: Path) -> int:
     """Gives a finished file a writer's hidden name again; returns the ``file_id`` that goes with it. Blocking."""
-    file_id = secrets.token_hex(8)
-    rename_file(final, final.with_name(f".{final.name}.{file_id}.part"), replace=False)
+    temporary = _new_temporary(final)
+    rename_file(final, temporary, replace=False)
     sync_folder(final.parent)
-    return int(file_id, 16)
+    return int(_part_digits(final.name, temporary.name), 16)
+
+
+def _new_temporary(final: Path) -> Path:
+    # 63 bits: the number has to fit the signed integers of journals and databases
+    return final.with_name(f".{final.name}.{secrets.randbits(63):016x}.part")
 
 
 def _part_digits(name: str, candidate: str) -> str:
@@ -211,8 +216,7 @@ def _open_temporary(final: Path, size_bytes: int, profile: MountProfile, *, resu
             _empty_or_delete(left, profile)
     if kept is not None:
         return *kept, True
-    # 63 bits: the number has to fit the signed integers of journals and databases
-    temporary = final.with_name(f".{final.name}.{secrets.randbits(63):016x}.part")
+    temporary = _new_temporary(final)
     return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, _MODE), temporary, False
 
 
