@@ -28,11 +28,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mover.api", "mover.api_*"),
     (
         *("mover.daemon", "mover.daemon_*", "mover.cli", "mover.cli_*", "mover.__main__"),
-        *("mover.doctor", "mover.doctor_*", "mover.demo", "mover.demo_*"),
+        *("mover.doctor", "mover.doctor_*", "mover.demo", "mover.demo_*", "mover.shown", "mover.wiring"),
     ),
     ("flows.*",),
 )
-FACES = ("mover.api*", "mover.daemon*", "mover.cli*", "mover.doctor*", "mover.demo*", "flows.*", "mover.settings*")
+FACES = (
+    *("mover.api*", "mover.daemon*", "mover.cli*", "mover.doctor*", "mover.demo*", "mover.wiring"),
+    *("mover.settings*", "flows.*"),
+)
 PIPELINES_THAT_DELETE = ("mover.cleanup", "mover.staging", "mover.streams.s3*", "mover.doctor*", "mover.demo*")
 # A foreign library and the modules that may import it.
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -46,7 +49,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "http.client": ("mover.streams.s3*",),
     "moto": ("mover.demo*",),
     "typer": ("mover.cli*",),
-    "rich": ("mover.cli*", "mover.demo*", "mover.doctor*"),
+    "rich": ("mover.cli*", "mover.demo*", "mover.doctor*", "mover.shown"),
     "unittest.mock": (),
 }
 DURABLE = "mover.streams.durable"

@@ -46,9 +46,11 @@ BucketFactory = Callable[[], str]
 
 _RGW_SCRIPT = Path(__file__).parent.parent / "docker" / "rgw" / "ceph-rgw"
 _RGW_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "monmaptool", "curl", "uuidgen")
+_RGW_FOLDER = "mover-test-rgw-"
 _RGW_PACKAGES = "radosgw ceph-mon ceph-osd ceph-common uuid-runtime curl"
 _RGW_GIVEN = os.environ.get("MOVER_TEST_RGW", "")
 _START_TIMEOUT_S = 30.0
+_RGW_TIMEOUT_S = 240  # the first test that needs it waits for its start, which may take several attempts
 _LEFT_OUT = pytest.StashKey[int]()
 
 
@@ -165,13 +167,16 @@ def rgw_server() -> Iterator[S3Server]:
         return
     if missing := _missing_programs():
         pytest.fail(f"Ceph RGW is not installed ({', '.join(missing)}): apt-get install {_RGW_PACKAGES}")
-    folder = _memory_folder() / f"mover-test-rgw-{os.getpid()}"
+    for left in _memory_folder().glob(f"{_RGW_FOLDER}*"):  # by a run that was killed
+        if not Path("/proc", left.name.removeprefix(_RGW_FOLDER)).exists():
+            subprocess.run([str(_RGW_SCRIPT), "--stop", "--dir", str(left)], check=False, timeout=60)
+    folder = _memory_folder() / f"{_RGW_FOLDER}{os.getpid()}"
     command = [str(_RGW_SCRIPT), "--dir", str(folder)]
     try:
         ports = ["--port", "0", "--mon-port", "0"]
         access = ["--user", "test", "--password", "test-secret"]
         started = subprocess.run(
-            [*command, *ports, *access, "--gib", "3"], check=False, capture_output=True, text=True, timeout=300
+            [*command, *ports, *access, "--gib", "3"], check=False, capture_output=True, text=True, timeout=200
         )
         if started.returncode:
             pytest.fail(f"Ceph RGW does not start:\n{started.stderr}")
@@ -248,6 +253,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "rgw_server" in getattr(item, "fixturenames", ()):
             item.add_marker("rgw")
+        if item.get_closest_marker("rgw") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_RGW_TIMEOUT_S))
     if _RGW_GIVEN or os.environ.get("CI") or not _missing_programs():
         return
     left_out = [item for item in items if item.get_closest_marker("rgw")]
