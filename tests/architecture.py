@@ -22,13 +22,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("mover.archive", "mover.archive_*", "mover.retrieve", "mover.retrieve_*"),
         *("mover.datablock", "mover.datablock_*", "mover.staging", "mover.repair"),
-        *("mover.listing", "mover.verification"),
+        *("mover.listing", "mover.verification", "mover.proof"),
     ),
     ("mover.engine", "mover.engine_*", "mover.capacity", "mover.capacity_*"),
     ("mover.api", "mover.api_*"),
     (
         *("mover.daemon", "mover.daemon_*", "mover.cli", "mover.cli_*", "mover.__main__"),
         *("mover.doctor", "mover.doctor_*", "mover.demo", "mover.demo_*", "mover.shown", "mover.wiring"),
+        "mover.progress",
     ),
     ("flows.*",),
 )
@@ -49,7 +50,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "http.client": ("mover.streams.s3*",),
     "moto": ("mover.demo*",),
     "typer": ("mover.cli*",),
-    "rich": ("mover.cli*", "mover.demo*", "mover.doctor*", "mover.shown"),
+    "rich": ("mover.cli*", "mover.demo*", "mover.doctor*", "mover.shown", "mover.progress"),
     "unittest.mock": (),
 }
 DURABLE = "mover.streams.durable"
