@@ -1,4 +1,4 @@
-"""Moves research datasets between S3 and long-term storage: planned to the byte, hashed on the way, proved by read-back."""
+"""Moves research datasets between S3 and long-term storage: planned to the byte, hashed on the way, read back."""
 
 from __future__ import annotations
 

@@ -22,6 +22,9 @@ from mover.tasks import open_task_group
 __all__ = ["ArchiveOptions", "archive_dataset", "plan_source"]
 
 
+_GONE = "it has a manifest, but the datablock is gone; `mover repair` rebuilds it"
+
+
 class ArchiveOptions(msgspec.Struct, frozen=True):
     """``release_source``: delete the source objects after everything is proved and registered."""
 
@@ -56,10 +59,14 @@ async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions
     """
     began = anyio.current_time()
     check_dataset_id(dataset_id)
+    begun_before = await parts.on_lts(parts.folder(dataset_id).manifest_names)
+    # A new dataset is planned before anything is written: a refused one leaves no trace on the LTS.
+    plan = None if begun_before else await plan_source(parts, dataset_id)
     async with hold_dataset(parts, dataset_id) as folder:
         manifests = await read_manifests(parts, folder)
         await _check_adopted(parts, folder, manifests)
-        plan = await _plan_rest(parts, dataset_id, manifests)
+        if manifests or plan is None:
+            plan = await _plan_rest(parts, dataset_id, manifests)
         written = [] if plan is None else await _archive_datablocks(parts, folder, plan, manifests)
         manifests = sorted([*manifests, *(manifest for manifest, _ in written)], key=lambda item: item.number)
         registered = await _register(parts, manifests)
@@ -76,7 +83,7 @@ async def _check_adopted(parts: Parts, folder: LtsFolder, manifests: Sequence[Ma
         name = manifest.archive_id.rpartition("/")[2]
         size_bytes = await parts.on_lts(folder.datablock_size, name)
         if size_bytes is None:
-            raise LtsError("adopt", str(folder.datablock_path(name)), "it has a manifest, but the datablock is gone")
+            raise LtsError("adopt", str(folder.datablock_path(name)), _GONE)
         if size_bytes != manifest.size_bytes:
             raise LayoutMismatchError(name, "size in bytes", manifest.size_bytes, size_bytes)
 
@@ -104,10 +111,12 @@ async def _compare_source(parts: Parts, dataset_id: str, manifests: Sequence[Man
     changed: list[str] = []
     async for item in parts.store.list_objects(parts.buckets.landing_zone, raw_files_prefix(dataset_id)):
         member = archived.get(item.path)
-        if member is None and not _is_marker(item):
-            added.append(item.path)
-        elif member is not None and (member.size_bytes, member.etag) != (item.size_bytes, item.etag):
+        if member is not None and (member.size_bytes, member.etag) == (item.size_bytes, item.etag):
+            continue
+        if member is not None:
             changed.append(item.path)
+        elif not _is_marker(item):
+            added.append(item.path)
     if added or changed:
         raise SourceDiffersError(dataset_id, added, (), changed)
 

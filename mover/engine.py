@@ -70,7 +70,7 @@ class EngineStatistics(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """Open it with :meth:`open`; belongs to one event loop. A cancelled call leaves a state that the next one resumes."""
+    """Open it with :meth:`open`; belongs to one event loop. A cancelled call leaves what the next one resumes."""
 
     def __init__(self, parts: Parts, reader: S3Reader) -> None:
         self._parts, self._reader = parts, reader

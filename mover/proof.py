@@ -26,6 +26,7 @@ from mover.model import (
     window_count,
 )
 from mover.parts import Parts, now_iso
+from mover.streams.checksums import is_computable
 from mover.streams.hashing import ALGORITHM, labelled
 from mover.streams.lts import LtsFolder
 from mover.streams.lts_read import open_when_online
@@ -39,19 +40,22 @@ _LOOKUPS = 8
 
 
 async def claimed_checksums(parts: Parts, plan: DatasetPlan, datablock: Datablock) -> dict[str, SourceChecksum]:
-    """What the catalogue, or else the S3 server, claims for each member, by path; nothing for those without a claim."""
+    """What the catalogue, or else the S3 server, claims for each member, by path: none for those without a claim.
+
+    A claim in an algorithm that cannot be computed here is no claim: the manifest lists only what was found true.
+    """
     bucket = parts.buckets.landing_zone
     members = iter(datablock.members)
     found: dict[str, SourceChecksum] = {}
 
     async def look_up() -> None:
         for member in members:  # shared: each task takes the next one
-            key = raw_object_key(datablock.dataset_id, member.path)
-            checksum = plan.checksums.get(member.path) or await parts.store.source_checksum(
-                bucket, key, member.etag, member.size_bytes
-            )
-            if checksum is not None:
-                found[member.path] = checksum
+            claim = plan.checksums.get(member.path)
+            if claim is None or not is_computable(claim.algorithm):
+                key = raw_object_key(datablock.dataset_id, member.path)
+                claim = await parts.store.source_checksum(bucket, key, member.etag, member.size_bytes)
+            if claim is not None and is_computable(claim.algorithm):
+                found[member.path] = claim
 
     async with open_task_group() as tasks:
         for _ in range(_LOOKUPS):

@@ -72,7 +72,7 @@ class ObjectReader(Protocol):
         """Receives the range into ``buffer`` piece by piece and hands each piece to ``consume``.
 
         Receiving and consuming happen in one worker thread. When it raises, the pieces consumed so far are good: the
-        caller goes on from there. Cancellation shuts the connection and returns once the thread has let go of ``buffer``.
+        caller goes on from there. Cancellation shuts the connection and returns once the thread let go of ``buffer``.
         """
         ...
 

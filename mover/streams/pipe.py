@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from time import monotonic
 
 import anyio
@@ -103,7 +103,8 @@ class Move:
                 for _ in range(self._lanes.workers):
                     tasks.start_soon(self._work, units)
         except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_CHECKPOINT_S):
+            # best effort: a failure here must not hide why the move ended
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_LAST_CHECKPOINT_S), suppress(MoverError):
                 await self._checkpoints.flush()
             raise
         await self._checkpoints.flush()

@@ -22,21 +22,19 @@ from mover.errors import (
     MoverError,
     ObjectAccessError,
     ObjectChangedError,
-    ObjectMissingError,
-    ObjectThrottledError,
     ObjectTransientError,
     ShortReadError,
     StallError,
 )
 from mover.streams.interfaces import ByteRange, Consumer
+from mover.streams.s3_errors import error_from_reply
 
 __all__ = ["HttpRanges", "RangeRequest"]
 
 _OP = "GET"
 _ERROR_BODY_BYTES = 4096
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
-_THROTTLE_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
-_TRANSIENT_CODES = {"RequestTimeout", "InternalError"}
+_CODES = {404: "NoSuchKey"}  # for servers that answer without a body
 _GOOD = (200, 206)
 
 
@@ -184,27 +182,37 @@ def _receive(
     connection: socket.socket, response: HTTPResponse, item: ByteRange, buffer: memoryview, consume: Consumer
 ) -> None:
     """Fills ``buffer`` again and again, with one system call for each filling where the socket allows it."""
-    wait_for_all = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
+    flags = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
     remaining = item.size_bytes
-    filled = 0
     # What came along with the headers. After this the library's own buffer is empty, and the socket is read directly.
     ahead = response.fp.read1(min(remaining, len(buffer))) if remaining else b""
+    buffer[: len(ahead)] = ahead
+    filled = len(ahead)
     while remaining:
-        if ahead:
-            filled = len(ahead)
-            buffer[:filled] = ahead
-            ahead = b""
-        room = min(len(buffer), remaining)
-        while filled < room:
-            received = connection.recv_into(buffer[filled:room], 0, wait_for_all)
-            if not received:
-                raise ShortReadError(_OP, item.location, item.size_bytes, item.size_bytes - remaining + filled)
-            filled += received
-        consume(buffer[:filled])
+        view = buffer[: min(len(buffer), remaining)]
+        filled, failure = _fill(connection, view, filled, flags)
+        consume(view[:filled])  # also what came before a failure: the next attempt goes on after it
         remaining -= filled
+        if failure is not None:
+            raise failure
+        if filled < len(view):
+            raise ShortReadError(_OP, item.location, item.size_bytes, item.size_bytes - remaining)
         filled = 0
     response.length = 0
     response.read()  # tells the library that the body ended, so that the connection can be used again
+
+
+def _fill(connection: socket.socket, view: memoryview, filled: int, flags: int) -> tuple[int, OSError | None]:
+    """Bytes in ``view`` after filling it, and what stopped that; fewer without a failure: the sender closed."""
+    while filled < len(view):
+        try:
+            received = connection.recv_into(view[filled:], 0, flags)
+        except OSError as exc:
+            return filled, exc
+        if not received:
+            break
+        filled += received
+    return filled, None
 
 
 def _check(response: HTTPResponse, item: ByteRange) -> None:
@@ -237,22 +245,10 @@ def _refuse_range(item: ByteRange, status: int, expected: str, found: str | None
 def _failure(response: HTTPResponse, item: ByteRange) -> MoverError:
     body = response.read(_ERROR_BODY_BYTES)
     match = _CODE.search(body)
-    code = match[1].decode() if match else ""
-    status = response.status
-    reason = f"HTTP {status} {code or response.reason}".strip()
-    if status == 404 and code != "NoSuchBucket":
-        return ObjectMissingError(_OP, item.location)
-    if status == 412:
+    code = match[1].decode() if match else _CODES.get(response.status, "")
+    if response.status == 412:
         return ObjectChangedError(_OP, item.location, "ETag", item.etag, "another one")
-    if status == 416:
+    if response.status == 416:
         return ObjectChangedError(_OP, item.location, "size", item.object_bytes, "a smaller one")
-    if status == 429 or code in _THROTTLE_CODES or status == 503:
-        return ObjectThrottledError(_OP, item.location, reason, _retry_after_s(response))
-    if status >= 500 or code in _TRANSIENT_CODES:
-        return ObjectTransientError(_OP, item.location, reason)
-    return ObjectAccessError(_OP, item.location, reason)
-
-
-def _retry_after_s(response: HTTPResponse) -> float | None:
-    value = response.getheader("Retry-After") or ""
-    return float(value) if value.isdigit() else None
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return error_from_reply(_OP, item.location, response.status, code, response.reason, headers)
