@@ -11,7 +11,7 @@ import msgspec
 from mover.cleanup import Registered, release_source
 from mover.datablock import DatablockRun
 from mover.errors import LayoutMismatchError, LtsError, SourceDiffersError
-from mover.model import Datablock, DatasetPlan, Manifest, SourceObject, Stage, raw_files_prefix
+from mover.model import Datablock, DatasetPlan, Manifest, ManifestMember, SourceObject, Stage, raw_files_prefix
 from mover.parts import Parts, hold_dataset, read_manifests
 from mover.plan import compare_with_manifests, plan_dataset
 from mover.policies.names import check_dataset_id
@@ -107,18 +107,18 @@ async def _plan_rest(parts: Parts, dataset_id: str, manifests: Sequence[Manifest
 
 async def _compare_source(parts: Parts, dataset_id: str, manifests: Sequence[Manifest]) -> None:
     archived = {member.path: member for manifest in manifests for member in manifest.members}
-    added: list[str] = []
-    changed: list[str] = []
-    async for item in parts.store.list_objects(parts.buckets.landing_zone, raw_files_prefix(dataset_id)):
-        member = archived.get(item.path)
-        if member is not None and (member.size_bytes, member.etag) == (item.size_bytes, item.etag):
-            continue
-        if member is not None:
-            changed.append(item.path)
-        elif not _is_marker(item):
-            added.append(item.path)
-    if added or changed:
+    listing = parts.store.list_objects(parts.buckets.landing_zone, raw_files_prefix(dataset_id))
+    others = [item.path async for item in listing if _differs(archived.get(item.path), item)]
+    if others:
+        added = [path for path in others if path not in archived]
+        changed = [path for path in others if path in archived]
         raise SourceDiffersError(dataset_id, added, (), changed)
+
+
+def _differs(member: ManifestMember | None, item: SourceObject) -> bool:
+    if member is None:
+        return not _is_marker(item)
+    return (member.size_bytes, member.etag) != (item.size_bytes, item.etag)
 
 
 def _is_marker(item: SourceObject) -> bool:
