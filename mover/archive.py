@@ -139,7 +139,8 @@ async def _archive_datablocks(
     async def work() -> None:
         datablock: Datablock
         for datablock in pending:  # shared: each lane takes the next one
-            written.append(await DatablockRun(parts, folder, plan, datablock, target_bytes).run())
+            result = await DatablockRun(parts, folder, plan, datablock, target_bytes).run()
+            written.append(result)  # noqa: PERF401 - several tasks fill the list
 
     async with open_task_group() as tasks:
         for _ in range(min(lanes, len(plan.datablocks))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ import msgspec
 
 from mover.archive import ArchiveOptions, archive_dataset, plan_source
 from mover.catalogue import Catalogue, NoCatalogue
+from mover.errors import LtsError
 from mover.journal import Journal
 from mover.listing import list_archived, list_members
 from mover.model import DatasetPlan, ManifestMember, Progress
@@ -23,7 +24,7 @@ from mover.repair import repair_datablock
 from mover.reports import ArchiveReport, DatablockReport, DatasetListing, RetrieveReport, VerifyReport
 from mover.retrieve import RetrieveOptions, retrieve_dataset
 from mover.streams.abandon import run_abandonable
-from mover.streams.lts_mount import free_space, probe_mount
+from mover.streams.lts_mount import MountProfile, free_space, probe_mount
 from mover.streams.memory import BufferPool, PoolStatistics
 from mover.streams.pipe import Lanes
 from mover.streams.s3 import S3Store
@@ -33,7 +34,6 @@ from mover.verification import VerifyLevel, verify_dataset
 
 __all__ = ["Engine", "EngineConfig", "EngineStatistics"]
 
-_STREAMS = 4
 _SPACE_READING_TIMEOUT_S = 60.0
 
 
@@ -56,6 +56,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     lts_to_retrieval_limit: int = 1
     buffer_bytes: int = 256 << 20
     s3_concurrency: int = 16
+    streams: int = 4  # windows of large objects that are received side by side; more cost more than they bring
     url_expiration_days: int = 7
     retry: RetryPolicy = RetryPolicy()
 
@@ -93,41 +94,11 @@ class Engine:
             LtsError: it cannot be probed.
         """
         profile = await run_abandonable(lambda: probe_mount(config.lts_root), config.lts_file_timeout_s)
-        async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(S3Store.open(config.s3, policy=config.retry))
-            reader = await stack.enter_async_context(S3Reader.open(config.s3, threads=_STREAMS))
-            pool = BufferPool(config.buffer_bytes)
-            lanes = Lanes(reader, pool, requests=config.s3_concurrency, streams=_STREAMS, retry=config.retry)
-
-            async def space_reading() -> SpaceReading:
-                return await run_abandonable(lambda: free_space(config.lts_root), _SPACE_READING_TIMEOUT_S)
-
-            yield cls(
-                Parts(
-                    store=store,
-                    lanes=lanes,
-                    limits=Limits(
-                        lts_free=config.lts_free_limit,
-                        move_to_lts=config.move_to_lts_limit,
-                        verify_lts=config.verify_lts_limit,
-                        lts_to_retrieval=config.lts_to_retrieval_limit,
-                    ),
-                    space=SpaceGate(space_reading, config.free_space_percentage, deadline_s=config.space_deadline_s),
-                    journal=Journal(config.scratch_folder),
-                    catalogue=catalogue or NoCatalogue(),
-                    lts_root=config.lts_root,
-                    profile=profile,
-                    buckets=config.buckets,
-                    recall=RecallPolicy(timeout_s=config.lts_file_timeout_s),
-                    tell=tell,
-                    target_bytes=config.target_bytes,
-                    staging=config.staging,
-                    wait_before_verify_s=config.wait_before_verify_s,
-                    stall_timeout_s=config.s3.stall_timeout_s,
-                    url_expiration_days=config.url_expiration_days,
-                ),
-                reader,
-            )
+        async with (
+            S3Store.open(config.s3, policy=config.retry) as store,
+            S3Reader.open(config.s3, threads=config.streams) as reader,
+        ):
+            yield cls(_build(config, store, reader, profile, catalogue or NoCatalogue(), tell), reader)
 
     async def plan(self, dataset_id: str) -> DatasetPlan:
         """What archiving would write. Raises UserError."""
@@ -135,7 +106,7 @@ class Engine:
 
     async def space(self) -> SpaceReading:
         """Size of the LTS and what is free there. Raises MissingMountError."""
-        return await run_abandonable(lambda: free_space(self._parts.lts_root), _SPACE_READING_TIMEOUT_S)
+        return await _space_reading(self._parts.lts_root)
 
     async def archive(self, dataset_id: str, *, release_source: bool = False) -> ArchiveReport:
         """Archives one dataset. Raises as ``archive_dataset``."""
@@ -172,3 +143,49 @@ class Engine:
             parts.lanes.pool.statistics(),
             self._reader.statistics(),
         )
+
+
+def _build(
+    config: EngineConfig,
+    store: S3Store,
+    reader: S3Reader,
+    profile: MountProfile,
+    catalogue: Catalogue,
+    tell: Callable[[Progress], None],
+) -> Parts:
+    pool = BufferPool(config.buffer_bytes)
+
+    async def reading() -> SpaceReading:
+        return await _space_reading(config.lts_root)
+
+    return Parts(
+        store=store,
+        lanes=Lanes(reader, pool, requests=config.s3_concurrency, streams=config.streams, retry=config.retry),
+        limits=Limits(
+            lts_free=config.lts_free_limit,
+            move_to_lts=config.move_to_lts_limit,
+            verify_lts=config.verify_lts_limit,
+            lts_to_retrieval=config.lts_to_retrieval_limit,
+        ),
+        space=SpaceGate(reading, config.free_space_percentage, deadline_s=config.space_deadline_s),
+        journal=Journal(config.scratch_folder),
+        catalogue=catalogue,
+        lts_root=config.lts_root,
+        profile=profile,
+        buckets=config.buckets,
+        recall=RecallPolicy(timeout_s=config.lts_file_timeout_s),
+        tell=tell,
+        target_bytes=config.target_bytes,
+        staging=config.staging,
+        wait_before_verify_s=config.wait_before_verify_s,
+        stall_timeout_s=config.s3.stall_timeout_s,
+        url_expiration_days=config.url_expiration_days,
+    )
+
+
+async def _space_reading(lts_root: Path) -> SpaceReading:
+    """A reading that gives up on a mount that hangs.  Raises LtsError."""
+    try:
+        return await run_abandonable(lambda: free_space(lts_root), _SPACE_READING_TIMEOUT_S)
+    except TimeoutError as exc:
+        raise LtsError("stat", str(lts_root), f"no answer for {_SPACE_READING_TIMEOUT_S:.0f} s") from exc

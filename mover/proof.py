@@ -76,29 +76,17 @@ async def read_back_datablock(
         LtsError: it cannot be read, or this host's page cache cannot be kept out of it.
         LayoutMismatchError: its size is another one.
     """
-    name = datablock_name(datablock.dataset_id, datablock.number)
     announcer = parts.announcer(datablock.dataset_id, Stage.VERIFY, datablock.number, datablock.size_bytes)
-    path = folder.datablock_path(name)
+    path = folder.datablock_path(datablock_name(datablock.dataset_id, datablock.number))
     reader = await open_when_online(path, datablock.size_bytes, policy=parts.recall, on_wait=announcer.waiting)
-    position = 0
-
-    def advance(done_bytes: int) -> None:
-        nonlocal position
-        position = done_bytes
-
     try:
         cache = await parts.on_lts(reader.drop_cache)
         if not cache:
             raise LtsError("verify", str(path), "this host's page cache cannot be kept out of the read-back")
-        async with announcer.following(lambda: position):
-            comparison = ReadBack(datablock, windows, checksums)
+        comparison = ReadBack(datablock, windows, checksums)
+        async with announcer.following(lambda: comparison.fed_bytes):
             result = await read_back(
-                reader,
-                comparison,
-                datablock.size_bytes,
-                parts.lanes.pool,
-                stall_timeout_s=parts.stall_timeout_s,
-                on_progress=advance,
+                reader, comparison, datablock.size_bytes, parts.lanes.pool, stall_timeout_s=parts.stall_timeout_s
             )
     finally:
         with anyio.CancelScope(shield=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import anyio
@@ -80,6 +80,7 @@ class ReadBack:
         """
         self._name = datablock_name(datablock.dataset_id, datablock.number)
         self._datablock, self._expected, self._checksums = datablock, expected, checksums
+        self.fed_bytes = 0
         self._whole = WindowHash()
         self._windows: dict[WindowKey, str] = {}
         self._breaks: list[Break] = []
@@ -93,6 +94,7 @@ class ReadBack:
             LayoutMismatchError: the file goes on after its planned end.
         """
         self._whole.update(view)
+        self.fed_bytes += len(view)
         while view:
             piece, view = view[: self._wanted], view[self._wanted :]
             try:
@@ -181,7 +183,6 @@ async def read_back(
     pool: BufferPool,
     *,
     stall_timeout_s: float,
-    on_progress: Callable[[int], None] = lambda _: None,
 ) -> ReadBackResult:
     """Reads a datablock from its first to its last byte, one buffer ahead of the comparison.
 
@@ -202,7 +203,6 @@ async def read_back(
                     tasks.start_soon(reader.read, position, ahead[:following], stall_timeout_s)
                 await anyio.to_thread.run_sync(comparison.feed, current[:filled])
             position += following
-            on_progress(position)
             current, ahead, filled = ahead, current, following
     return comparison.finish()
 
