@@ -140,7 +140,7 @@ async def _archive_datablocks(
         datablock: Datablock
         for datablock in pending:  # shared: each lane takes the next one
             result = await DatablockRun(parts, folder, plan, datablock, target_bytes).run()
-            written.append(result)  # noqa: PERF401 - several tasks fill the list
+            written.append(result)
 
     async with open_task_group() as tasks:
         for _ in range(min(lanes, len(plan.datablocks))):
