@@ -104,7 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lts_to_retrieval_limit: Annotated[int, _limit("datablocks being read for retrieval at a time")] = 1
 
     mover_buffer_mb: Annotated[int, _mover("memory for bytes in flight, MiB", whole(16))] = 256
-    mover_s3_concurrency: Annotated[int, _mover("requests to the S3 storage at a time", whole(1, 1024))] = 16
+    mover_s3_concurrency: Annotated[int, _mover("requests to the S3 storage at a time", whole(1, 1024))] = 64
     mover_host: Annotated[str, _mover("address that the daemon listens on", WORD)] = "127.0.0.1"
     mover_port: Annotated[int, _mover("port that the daemon listens on", whole(1, 65535))] = 8420
     mover_token_file: Annotated[Path | None, _mover("file with the daemon's bearer token", PATH)] = None

@@ -66,7 +66,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "VERIFY_LTS_LIMIT": "1",
         "LTS_TO_RETRIEVAL_LIMIT": "1",
         "MOVER_BUFFER_MB": "256",
-        "MOVER_S3_CONCURRENCY": "16",
+        "MOVER_S3_CONCURRENCY": "64",
         "MOVER_HOST": "127.0.0.1",
         "MOVER_PORT": "8420",
         "MOVER_TOKEN_FILE": "-",

@@ -22,6 +22,7 @@ from mover.tasks import open_task_group
 __all__ = ["Lanes", "Locate", "Move", "MoveCounters", "WindowDigest"]
 
 _STREAM_BUFFER_BYTES = 1 << 20
+_UNITS_IN_FLIGHT = 16  # of one datablock: with batches of 64 members enough for any number of requests, and still in order
 _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_S = 1.0
 _LAST_CHECKPOINT_S = 20.0  # what a cancelled move may take to make its last windows durable
@@ -43,7 +44,7 @@ class Lanes:
         self.requests = anyio.CapacityLimiter(requests)
         self.streams = anyio.CapacityLimiter(streams)
         self.disk = anyio.CapacityLimiter(streams + 2)
-        self.workers = requests
+        self.workers = min(requests, _UNITS_IN_FLIGHT)
         self.on_retry: Callable[[MoverError, int, float], None] | None = None
 
     def stream_slot(self) -> AbstractAsyncContextManager[None]:
