@@ -8,13 +8,13 @@ import anyio
 
 from mover.datablock import from_landing_zone, move_counters
 from mover.errors import DatasetNotFoundError, DigestMismatchError, MoverError, ObjectMissingError
-from mover.model import Manifest, ManifestMember, Member, Stage, dataset_folder
+from mover.model import Manifest, Stage, dataset_folder
 from mover.parts import Parts, hold_dataset
 from mover.policies.names import check_dataset_id
 from mover.proof import read_back_datablock
 from mover.reports import ByteCounters, DatablockReport
+from mover.staging import from_datablock_object
 from mover.streams.hashing import ALGORITHM
-from mover.streams.interfaces import ByteRange
 from mover.streams.lts import LtsFolder
 from mover.streams.lts_writer import LtsWriter
 from mover.streams.pipe import Locate, Move
@@ -22,7 +22,7 @@ from mover.streams.units import WindowKey
 from mover.verification import committed_manifests, expected_checksums, expected_windows
 from mover.verify import raise_breaks
 
-__all__ = ["from_datablock_object", "repair_datablock"]
+__all__ = ["repair_datablock"]
 
 
 async def repair_datablock(parts: Parts, dataset_id: str, number: int) -> DatablockReport:
@@ -63,16 +63,6 @@ async def repair_datablock(parts: Parts, dataset_id: str, number: int) -> Databl
         verify_s=anyio.current_time() - moved,
         counters=counters,
     )
-
-
-def from_datablock_object(bucket: str, key: str, etag: str, object_bytes: int) -> Locate:
-    """Bytes of members come from one object that is the whole datablock."""
-
-    def locate(member: Member | ManifestMember, start: int, end: int) -> ByteRange:
-        offset_bytes = member.offset_bytes + member.header_bytes
-        return ByteRange(bucket, key, etag, object_bytes, offset_bytes + start, offset_bytes + end)
-
-    return locate
 
 
 async def _manifest(parts: Parts, folder: LtsFolder, number: int) -> Manifest:

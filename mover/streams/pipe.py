@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from time import monotonic
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -19,10 +20,21 @@ from mover.streams.memory import BufferPool
 from mover.streams.units import Batch, BatchMember, Slice, WindowKey, cut
 from mover.tasks import open_task_group
 
-__all__ = ["Lanes", "Locate", "Move", "MoveCounters", "WindowDigest"]
+__all__ = [
+    "STREAM_BUFFER_BYTES",
+    "Lanes",
+    "Locate",
+    "Move",
+    "MoveCounters",
+    "UnitMover",
+    "UnitSink",
+    "WindowDigest",
+]
 
-_STREAM_BUFFER_BYTES = 1 << 20
-_UNITS_IN_FLIGHT = 16  # of one datablock: with batches of 64 members enough for any number of requests, and still in order
+STREAM_BUFFER_BYTES = 1 << 20
+"""What one window in flight takes of the pool."""
+
+_UNITS_IN_FLIGHT = 16  # of one datablock: with batches of 64 members enough for any number of requests, still in order
 _CHECKPOINT_BYTES = 256 << 20
 _CHECKPOINT_S = 1.0
 _LAST_CHECKPOINT_S = 20.0  # what a cancelled move may take to make its last windows durable
@@ -32,6 +44,14 @@ WindowDigest = tuple[int, int, str]
 
 Locate = Callable[[Member | ManifestMember, int, int], ByteRange]
 """Where bytes ``start`` to ``end`` of a member come from: its own object, or a datablock object that holds it."""
+
+
+class UnitSink(Protocol):
+    """Takes bytes in any order, each once, from several threads at a time: a file, or a part of an object in memory."""
+
+    def write_at(self, offset_bytes: int, buffers: Sequence[Buffer], /) -> None:
+        """Writes the buffers in a row from ``offset_bytes`` of the datablock. Blocking."""
+        ...
 
 
 class Lanes:
@@ -89,8 +109,8 @@ class Move:
         """
         self.digests: dict[WindowKey, str] = dict(durable)
         self.counters = MoveCounters(reused_bytes=_window_bytes(datablock, durable))
-        self._datablock, self._sink, self._lanes, self._locate = datablock, sink, lanes, locate
-        self._durable = durable.keys()
+        self._datablock, self._lanes, self._durable = datablock, lanes, durable.keys()
+        self._mover = UnitMover(sink, lanes, lanes.pool, locate, self.counters)
         self._checkpoints = _Checkpoints(sink, record, lanes.disk)
 
     async def run(self) -> None:
@@ -112,18 +132,29 @@ class Move:
 
     async def _work(self, units: Iterator[Batch | Slice]) -> None:
         for unit in units:  # shared: each worker takes the next one
-            if isinstance(unit, Slice):
-                digests = [await self._move_slice(unit)]
-                size_bytes = unit.end - unit.start
-            else:
-                digests = await self._move_batch(unit)
-                size_bytes = unit.payload_bytes
+            digests = await self._mover.move(unit)
             self.digests.update(((index, window), digest) for index, window, digest in digests)
-            await self._checkpoints.add(digests, size_bytes)
+            await self._checkpoints.add(digests, unit.payload_bytes)
+
+
+class UnitMover:
+    """Moves single units: fetches their bytes and writes them, with the tar structure, where they belong."""
+
+    def __init__(self, sink: UnitSink, lanes: Lanes, pool: BufferPool, locate: Locate, counters: MoveCounters) -> None:
+        """``pool`` bounds the memory of what is on its way to ``sink``; ``counters`` is kept up to date."""
+        self._sink, self._lanes, self._pool, self._locate, self._counters = sink, lanes, pool, locate, counters
+
+    async def move(self, unit: Batch | Slice) -> list[WindowDigest]:
+        """Moves one unit, with as many attempts as the policy allows; returns the digests of its windows as received.
+
+        Raises:
+            MoverError: as of ``ObjectReader`` after the last attempt, and of the sink.
+        """
+        return [await self._move_slice(unit)] if isinstance(unit, Slice) else await self._move_batch(unit)
 
     async def _move_slice(self, unit: Slice) -> WindowDigest:
         # memory first, then a slot, as batches do: the other way round the two kinds could wait for each other
-        async with self._lanes.pool.lease(_STREAM_BUFFER_BYTES) as buffer, self._lanes.stream_slot():
+        async with self._pool.lease(STREAM_BUFFER_BYTES) as buffer, self._lanes.stream_slot():
             stream = _SliceStream(unit, self._sink)
             progress = Progressing()
 
@@ -137,7 +168,7 @@ class Move:
                 finally:
                     if stream.position > before:
                         progress.advanced()
-                    self.counters.received_bytes += stream.position - before
+                    self._counters.received_bytes += stream.position - before
 
             await retrying(attempt, self._lanes.retry, progress=progress, on_retry=self._lanes.on_retry)
             if stream.write_failure is not None:
@@ -145,7 +176,7 @@ class Move:
             return unit.index, unit.window, stream.hash.hexdigest()
 
     async def _move_batch(self, unit: Batch) -> list[WindowDigest]:
-        async with self._lanes.pool.reserve(unit.payload_bytes):
+        async with self._pool.reserve(unit.payload_bytes):
             bodies: list[Buffer] = [b""] * len(unit.members)
 
             async def fetch(position: int, item: BatchMember) -> None:
@@ -164,7 +195,7 @@ class Move:
                 return await self._lanes.reader.fetch(item)
 
         body = await retrying(attempt, self._lanes.retry, on_retry=self._lanes.on_retry)
-        self.counters.received_bytes += len(body)
+        self._counters.received_bytes += len(body)
         return body
 
     def _write_batch(self, unit: Batch, bodies: Sequence[Buffer]) -> list[WindowDigest]:
@@ -180,7 +211,7 @@ class Move:
 class _SliceStream:
     """Hashes and writes one window as its pieces arrive; knows how far it got."""
 
-    def __init__(self, unit: Slice, sink: PositionalSink) -> None:
+    def __init__(self, unit: Slice, sink: UnitSink) -> None:
         self.position = unit.start
         self.hash = WindowHash()
         self.write_failure: MoverError | None = None

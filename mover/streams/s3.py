@@ -67,9 +67,14 @@ class S3Store:
 
     async def head(self, bucket: str, key: str) -> SourceObject:
         """See ObjectStore. A HEAD reply cannot tell a missing bucket from a missing object."""
+        return (await self.describe(bucket, key))[0]
+
+    async def describe(self, bucket: str, key: str) -> tuple[SourceObject, dict[str, str]]:
+        """As ``head``, with the object's metadata, names in lower case."""
         reply = await self._head(bucket, key)
         mtime_s = int(reply["LastModified"].timestamp())
-        return SourceObject(key, reply["ContentLength"], reply["ETag"].strip('"'), mtime_s)
+        found = SourceObject(key, reply["ContentLength"], reply["ETag"].strip('"'), mtime_s)
+        return found, {name.lower(): value for name, value in reply.get("Metadata", {}).items()}
 
     async def etag_is_md5(self, bucket: str, key: str) -> bool:
         """Whether the object's ETag is made of MD5s: false under SSE-KMS and customers' keys. Ask after a mismatch."""

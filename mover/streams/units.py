@@ -47,6 +47,11 @@ class Batch(msgspec.Struct, frozen=True):
         """Bytes to fetch."""
         return sum(item.member.size_bytes for item in self.members)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the datablock, tar structure included."""
+        return sum(len(item.gap.content) for item in self.members) + self.payload_bytes + len(self.tail)
+
 
 class Slice(msgspec.Struct, frozen=True):
     """One window of a large member, with the tar structure that touches it."""
@@ -57,6 +62,16 @@ class Slice(msgspec.Struct, frozen=True):
     gap: bytes  # before the first window
     tail: bytes  # after the last window of the last member
     offset_bytes: int  # of the gap, or of the window where it has none
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes to fetch."""
+        return self.end - self.start
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the datablock, tar structure included."""
+        return len(self.gap) + self.payload_bytes + len(self.tail)
 
     @property
     def start(self) -> int:
