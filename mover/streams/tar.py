@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ __all__ = [
     "TarPiece",
     "datablock_size_bytes",
     "end_bytes",
+    "extract_archive",
     "header_bytes",
     "header_size_bytes",
     "padding_bytes",
@@ -143,6 +145,21 @@ def structure(datablock: Datablock | Manifest) -> Iterator[TarPiece]:
     if datablock.size_bytes != size_bytes:
         raise LayoutMismatchError(where, "size", size_bytes, datablock.size_bytes)
     yield TarPiece(end, bytes(size_bytes - end))
+
+
+def extract_archive(path: Path, folder: Path) -> None:
+    """Unpacks a datablock below ``folder`` with Python's own reader, for demonstrations. Blocking.
+
+    Raises:
+        LayoutMismatchError: it is no archive, or holds something that would leave the folder.
+    """
+    import tarfile
+
+    try:
+        with tarfile.open(path, "r:") as archive:
+            archive.extractall(folder, filter="data")
+    except tarfile.TarError as exc:
+        raise LayoutMismatchError(str(path), "archive", "readable", str(exc)) from exc
 
 
 def _block(name: bytes, owner: bytes, size_bytes: int, mtime_s: int, kind: bytes) -> bytes:

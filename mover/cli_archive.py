@@ -1,0 +1,188 @@
+"""The commands of the way forward: plan, archive, verify, repair."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import anyio
+import msgspec
+
+from mover.cli_estimate import Forecast, Rates, forecast
+from mover.cli_run import Outcome, Session, each_dataset
+from mover.cli_tables import print_plan, print_run, print_table
+from mover.engine import Engine
+from mover.errors import DatasetBusyError, DatasetNotFoundError
+from mover.model import DatasetPlan, ManifestMember, Progress, Stage
+from mover.reports import ArchiveReport, DatablockReport, VerifyReport
+from mover.wiring import engine_config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["archive", "open_engine", "patiently", "plan", "repair", "verify"]
+
+T = TypeVar("T")
+
+_LONGEST_PAUSE_S = 10.0
+_VerifyLevel = Literal["written", "read-back", "recalled"]
+
+
+@asynccontextmanager
+async def open_engine(session: Session) -> AsyncIterator[Engine]:
+    """The engine of one command; its progress goes to the command's display."""
+    async with Engine.open(engine_config(session.settings), tell=session.display.tell) as engine:
+        yield engine
+
+
+async def patiently(session: Session, dataset_id: str, wait_s: float, call: Callable[[], Awaitable[T]]) -> T:
+    """Calls again while another run holds the dataset, for up to ``wait_s`` seconds.  Raises DatasetBusyError."""
+    deadline, pause_s = anyio.current_time() + wait_s, 1.0
+    while True:
+        try:
+            return await call()
+        except DatasetBusyError as error:
+            left_s = deadline - anyio.current_time()
+            if left_s <= 0:
+                raise
+            session.display.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=f"in use by {error.holder}"))
+            await anyio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+async def plan(session: Session, dataset_ids: Sequence[str], rates: Rates, *, members: bool) -> Outcome:
+    """What archiving would write; nothing is changed."""
+    async with open_engine(session) as engine:
+
+        async def work(dataset_id: str) -> tuple[DatasetPlan, Forecast]:
+            planned = await engine.plan(dataset_id)
+            percentage = session.settings.lts_free_space_percentage
+            return planned, forecast(planned, await engine.space(), percentage, rates)
+
+        results = await each_dataset(dataset_ids, work)
+
+    def show(console: Console) -> None:
+        for planned, expected in results.reports:
+            print_plan(console, planned, expected, members=members)
+
+    document = {"datasets": [_plan_document(*item, members=members) for item in results.reports]}
+    return Outcome(document, show, results.failures)
+
+
+def _plan_document(planned: DatasetPlan, expected: Forecast, *, members: bool) -> dict[str, Any]:
+    datablocks = [
+        {
+            "number": item.number,
+            "name": item.name,
+            "members": item.members if members else len(item.members),
+            "payload_bytes": item.payload_bytes,
+            "size_bytes": item.size_bytes,
+        }
+        for item in planned.datablocks
+    ]
+    document = {name: getattr(planned, name) for name in ("dataset_id", "fingerprint", "file_count")}
+    document |= {"payload_bytes": planned.payload_bytes, "size_bytes": planned.size_bytes}
+    return document | {"anomalies": planned.anomalies, "datablocks": datablocks, "forecast": expected}
+
+
+async def archive(session: Session, dataset_ids: Sequence[str], *, release_source: bool, wait_s: float) -> Outcome:
+    """Archives datasets side by side."""
+    async with open_engine(session) as engine:
+
+        async def work(dataset_id: str) -> ArchiveReport:
+            return await patiently(
+                session, dataset_id, wait_s, lambda: engine.archive(dataset_id, release_source=release_source)
+            )
+
+        results = await each_dataset(dataset_ids, work)
+
+    def show(console: Console) -> None:
+        for report in results.reports:
+            print_run(console, report)
+        _print_summary(console, len(results.done), len(results.failed), "archived")
+
+    return Outcome({"datasets": results.reports}, show, results.failures)
+
+
+async def verify(session: Session, dataset_ids: Sequence[str], level: _VerifyLevel, *, dry_run: bool) -> Outcome:
+    """Compares datablocks with their manifests; reads only."""
+    async with open_engine(session) as engine:
+        if dry_run:
+            return await _would_read(engine, dataset_ids)
+
+        async def work(dataset_id: str) -> VerifyReport:
+            return await engine.verify(dataset_id, level=level)
+
+        results = await each_dataset(dataset_ids, work)
+
+    def show(console: Console) -> None:
+        for report in results.reports:
+            print_run(console, report)
+        _print_summary(console, len(results.done), len(results.failed), "verified")
+
+    return Outcome({"datasets": results.reports}, show, results.failures)
+
+
+class _Extent(msgspec.Struct):
+    """What of one datablock a command would touch."""
+
+    dataset_id: str
+    datablock: int
+    members: int = 0
+    payload_bytes: int = 0
+
+    def add(self, member: ManifestMember) -> None:
+        self.members += 1
+        self.payload_bytes += member.size_bytes
+
+
+async def _extents(engine: Engine, dataset_id: str, number: int | None = None) -> list[_Extent]:
+    found: dict[int, _Extent] = {}
+    async for datablock, member in engine.members(dataset_id):
+        if number in {None, datablock}:
+            found.setdefault(datablock, _Extent(dataset_id, datablock)).add(member)
+    if number is not None and not found:
+        raise DatasetNotFoundError(dataset_id, f"datablock {number}")
+    return list(found.values())
+
+
+async def _would_read(engine: Engine, dataset_ids: Sequence[str]) -> Outcome:
+    results = await each_dataset(dataset_ids, lambda dataset_id: _extents(engine, dataset_id))
+    extents = [item for report in results.reports for item in report]
+    return _dry_run(extents, "would be read and compared", results.failures)
+
+
+def _dry_run(extents: list[_Extent], words: str, failures: tuple[tuple[str, Exception], ...] = ()) -> Outcome:
+    def show(console: Console) -> None:
+        rows = [
+            (item.dataset_id, str(item.datablock), f"{item.members:,}", f"{item.payload_bytes:,}") for item in extents
+        ]
+        print_table(console, "", ("dataset", ">datablock", ">members", ">payload"), rows)
+        console.print(f"{len(extents):,} datablock(s) {words}; nothing was done (--dry-run)")
+
+    return Outcome({"dry_run": True, "datablocks": extents}, show, failures)
+
+
+async def repair(session: Session, dataset_id: str, number: int, *, wait_s: float, dry_run: bool) -> Outcome:
+    """Rebuilds one datablock."""
+    async with open_engine(session) as engine:
+        if dry_run:
+            return _dry_run(await _extents(engine, dataset_id, number), "would be rebuilt")
+        report = await patiently(session, dataset_id, wait_s, lambda: engine.repair(dataset_id, number))
+
+    def show(console: Console) -> None:
+        _print_repair(console, dataset_id, report)
+
+    return Outcome({"dataset_id": dataset_id, "datablock": report}, show)
+
+
+def _print_repair(console: Console, dataset_id: str, report: DatablockReport) -> None:
+    columns = ("datablock", ">members", ">size", "outcome", "evidence", "digest")
+    row = (report.name, f"{report.members:,}", f"{report.size_bytes:,}", "rebuilt", report.evidence, report.digest)
+    print_table(console, dataset_id, columns, [row])
+
+
+def _print_summary(console: Console, done: int, failed: int, word: str) -> None:
+    if done + failed > 1:
+        console.print(f"{done:,} of {done + failed:,} dataset(s) {word}" + (f", {failed:,} failed" if failed else ""))
