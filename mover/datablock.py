@@ -144,8 +144,9 @@ class DatablockRun:
             move = Move(datablock, writer, parts.lanes, locate, journal.add_windows, durable)
             await self._run_move(move, writer, reservation)
             self._compare_with_received(move.digests, received)
+            # The rename keeps the inode: recorded before it, so that no instant loses what is durable.
+            await parts.on_lts(journal.moved, writer.inode)
             await parts.on_lts(writer.commit)
-            await parts.on_lts(journal.moved, await parts.on_lts(self._folder.datablock_id, datablock.name))
         finally:
             with anyio.CancelScope(shield=True):
                 await parts.on_lts(writer.close)

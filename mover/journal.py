@@ -47,7 +47,7 @@ class _Windows(msgspec.Struct, frozen=True, tag="windows"):
 
 
 class _Moved(msgspec.Struct, frozen=True, tag="moved"):
-    """The file is complete under its final name, where it has this inode."""
+    """The file is complete: what stands under the final name with this inode is it."""
 
     inode: int
 
@@ -157,7 +157,7 @@ class DatablockJournal:
         self._append(_Windows(tuple(windows)))
 
     def moved(self, inode: int) -> None:
-        """Records that the complete file has its final name, and which file that is."""
+        """Records, before the file gets its final name, that it is complete, and which file that is."""
         self._append(_Moved(inode))
 
     def renamed(self, file_id: int) -> None:

@@ -33,6 +33,7 @@ class LtsWriter:
 
     Attributes:
         temporary: where the bytes go.
+        inode: the file's number, which it keeps under its final name.
         file_id: tells this file from any other one that stood under the same name.
         resumed: an earlier run's file was opened again, with whatever it wrote.
         allocated: the file's space is taken already and missing from the share's free space.
@@ -49,7 +50,8 @@ class LtsWriter:
         self._closed = False
         self._profile = profile
         self.temporary = temporary
-        self.file_id = os.fstat(fd).st_ino if temporary == final else int(_part_digits(final.name, temporary.name), 16)
+        self.inode = os.fstat(fd).st_ino
+        self.file_id = self.inode if temporary == final else int(_part_digits(final.name, temporary.name), 16)
         self.resumed = False
         self.allocated = False
         self.size_bytes = size_bytes
