@@ -18,6 +18,7 @@ __all__ = [
     "ExitCode",
     "Fault",
     "HostileNameError",
+    "IncompleteDatasetError",
     "IntegrityError",
     "JournalError",
     "LayoutMismatchError",
@@ -149,6 +150,19 @@ class SourceDiffersError(UserError):
         super().__init__(
             f"dataset {dataset_id!r} is archived already and its source differs from the manifests"
             f" ({'; '.join(parts)}); nothing was overwritten"
+        )
+
+
+class IncompleteDatasetError(UserError):
+    """Some datablocks of a dataset have no manifest yet: it is not archived completely."""
+
+    def __init__(self, dataset_id: str, missing: Sequence[int], datablock_count: int) -> None:
+        self.dataset_id, self.missing, self.datablock_count = dataset_id, tuple(missing), datablock_count
+        numbers = ", ".join(str(number) for number in missing[:_SHOWN_PATHS])
+        more = f" and {len(missing) - _SHOWN_PATHS:,} more" if len(missing) > _SHOWN_PATHS else ""
+        super().__init__(
+            f"dataset {dataset_id!r} is not archived completely: of {datablock_count:,} datablocks, number"
+            f" {numbers}{more} has no manifest; archive it again to finish"
         )
 
 

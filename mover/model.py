@@ -171,6 +171,11 @@ class ManifestMember(msgspec.Struct, frozen=True, gc=False):
     windows: tuple[str, ...]
     checksum: SourceChecksum | None = None
 
+    @property
+    def payload_offset_bytes(self) -> int:
+        """Where the payload begins in the datablock."""
+        return self.offset_bytes + self.header_bytes
+
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The commit record of a datablock, written once, last, after read-back. ARCHITECTURE.md describes the fields."""

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("mover.catalogue", "mover.scicat", "mover.scicat_*", "mover.parts", "mover.reports", "mover.manifests"),
     ),
     (
-        *("mover.archive", "mover.archive_*", "mover.retrieve", "mover.retrieve_*"),
+        *("mover.archive", "mover.archive_*", "mover.retrieve", "mover.retrieve_*", "mover.download_script"),
         *("mover.datablock", "mover.datablock_*", "mover.staging", "mover.repair"),
         *("mover.listing", "mover.verification", "mover.proof"),
     ),

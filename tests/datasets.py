@@ -1,0 +1,86 @@
+"""Datasets for tests of the pipelines: uploads, engines and archives made by the product's own parts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from mover.engine import Engine, EngineConfig
+from mover.model import Progress, raw_object_key
+from mover.parts import Buckets, Parts
+from mover.policies.retry import RetryPolicy
+from mover.reports import ArchiveReport
+from mover.streams.s3_calls import S3Endpoint
+from tests.servers import BucketFactory, S3Server, put_objects
+
+__all__ = ["DATASET", "archive", "make_config", "make_parts", "open_engine", "random_bytes", "upload"]
+
+DATASET = "20.500.11935/a-dataset"
+
+
+def random_bytes(size_bytes: int, seed: int = 0) -> bytes:
+    """The same bytes for the same arguments."""
+    return random.Random(seed).randbytes(size_bytes)
+
+
+def make_config(
+    tmp_path: Path,
+    server: S3Server,
+    buckets: Buckets | BucketFactory,
+    *,
+    endpoint_url: str = "",
+    target_bytes: int = 200 << 20,
+    buffer_bytes: int = 256 << 20,
+    staging: bool = False,
+    stall_timeout_s: float = 20.0,
+) -> EngineConfig:
+    """The configuration of an engine with LTS and scratch below ``tmp_path``; ``endpoint_url``: a proxy's."""
+    (tmp_path / "lts").mkdir(exist_ok=True)
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    if not isinstance(buckets, Buckets):
+        buckets = Buckets(buckets(), buckets(), buckets())
+    return EngineConfig(
+        s3=S3Endpoint(
+            endpoint_url or server.endpoint_url,
+            server.region,
+            server.access_key,
+            server.secret_key,
+            stall_timeout_s=stall_timeout_s,
+        ),
+        buckets=buckets,
+        lts_root=tmp_path / "lts",
+        scratch_folder=tmp_path / "scratch",
+        target_bytes=target_bytes,
+        free_space_percentage=0.0,
+        lts_file_timeout_s=10.0,
+        staging=staging,
+        buffer_bytes=buffer_bytes,
+        retry=RetryPolicy(attempts=4, base_s=0.01, throttle_base_s=0.01),
+    )
+
+
+@asynccontextmanager
+async def open_engine(config: EngineConfig, tell: Callable[[Progress], None] = lambda _: None) -> AsyncIterator[Engine]:
+    """An engine."""
+    async with Engine.open(config, tell=tell) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def make_parts(config: EngineConfig, tell: Callable[[Progress], None] = lambda _: None) -> AsyncIterator[Parts]:
+    """The parts of an engine."""
+    async with Engine.open(config, tell=tell) as engine:
+        yield engine._parts  # noqa: SLF001 - what pipelines are tested with
+
+
+def upload(server: S3Server, bucket: str, files: Mapping[str, bytes], dataset_id: str = DATASET) -> None:
+    """Puts the files of a dataset into the landing zone."""
+    put_objects(server, bucket, {raw_object_key(dataset_id, path): body for path, body in files.items()})
+
+
+async def archive(config: EngineConfig, dataset_id: str = DATASET) -> ArchiveReport:
+    """Archives a dataset with the product's own pipeline."""
+    async with Engine.open(config) as engine:
+        return await engine.archive(dataset_id)
