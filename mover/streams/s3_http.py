@@ -92,8 +92,11 @@ class HttpRanges:
         self._signer.add_auth(request)
         return target, dict(request.headers.items())
 
-    def _open(self, request: RangeRequest, item: ByteRange) -> tuple[HTTPConnection, HTTPResponse]:
-        """Sends the request; a kept connection that the server closed meanwhile is replaced once, silently."""
+    def _open(self, request: RangeRequest, item: ByteRange) -> tuple[HTTPConnection, socket.socket, HTTPResponse]:
+        """Sends the request; a kept connection that the server closed meanwhile is replaced once, silently.
+
+        The socket is returned, too: the connection forgets it when the reply says that no other one will follow.
+        """
         target, headers = self._headers(item)
         for kept in (True, False):
             connection = self._connection()
@@ -101,11 +104,12 @@ class HttpRanges:
             try:
                 if fresh:
                     connection.connect()
-                request.connected(connection)
-                _watch_for_stalls(connection.sock, self._stall_timeout_s)
+                raw = connection.sock
+                request.connected(raw)
+                raw.settimeout(self._stall_timeout_s)
                 connection.request("GET", target, headers=headers)
-                return connection, connection.getresponse()
-            except (TimeoutError, BlockingIOError):
+                return connection, raw, connection.getresponse()
+            except TimeoutError:
                 connection.close()
                 raise
             except (HTTPException, OSError):
@@ -131,22 +135,22 @@ class RangeRequest:
             if self._socket is not None:
                 _shut(self._socket)
 
-    def connected(self, connection: HTTPConnection) -> None:
-        """Remembers the connection for ``abort``."""
+    def connected(self, raw: socket.socket) -> None:
+        """Remembers the connection's socket for ``abort``."""
         with self._lock:
-            self._socket = connection.sock
+            self._socket = raw
             if self._aborted:
-                _shut(connection.sock)
+                _shut(raw)
 
     def receive(self, buffer: memoryview, consume: Consumer) -> None:
         """Receives the whole range through ``buffer``. Blocking. Raises as ``ObjectReader``."""
         item, ranges = self._item, self._ranges
         try:
-            connection, response = ranges._open(self, item)  # noqa: SLF001 - two halves of one thing
+            connection, raw, response = ranges._open(self, item)  # noqa: SLF001 - two halves of one thing
             done = False
             try:
                 _check(response, item)
-                _receive(connection.sock, response, item, buffer, consume)
+                _receive(raw, response, item, buffer, consume, ranges._stall_timeout_s)  # noqa: SLF001
                 done = not response.will_close
             finally:
                 with self._lock:
@@ -154,7 +158,10 @@ class RangeRequest:
                 if done and response.isclosed():
                     ranges._keep(connection)  # noqa: SLF001
                 else:
+                    response.close()
                     connection.close()
+        except ssl.SSLCertVerificationError as exc:
+            raise ObjectAccessError(_OP, item.location, str(exc)) from exc
         except (TimeoutError, BlockingIOError) as exc:  # the second: SO_RCVTIMEO ran out
             raise StallError(_OP, item.location, ranges._stall_timeout_s) from exc  # noqa: SLF001
         except (HTTPException, OSError) as exc:
@@ -162,9 +169,11 @@ class RangeRequest:
 
 
 def _watch_for_stalls(connection: socket.socket, stall_timeout_s: float) -> None:
-    """Lets the kernel wait for bytes, at most so long: a timeout of Python's would wake up for every packet."""
+    """Lets the kernel wait for bytes, at most so long: a timeout of Python's would wake up for every packet.
+
+    Only for the body: Python's buffered reader takes a wait of the kernel that runs out for the end of the stream.
+    """
     if isinstance(connection, ssl.SSLSocket):
-        connection.settimeout(stall_timeout_s)
         return
     connection.settimeout(None)
     seconds, fraction = divmod(stall_timeout_s, 1)
@@ -175,11 +184,17 @@ def _watch_for_stalls(connection: socket.socket, stall_timeout_s: float) -> None
 
 def _shut(connection: socket.socket) -> None:
     with suppress(OSError):  # closed already
-        connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for bytes
+        # Wakes a thread that waits for bytes. Not SSLSocket's own: it would make that thread read on without decrypting.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _receive(
-    connection: socket.socket, response: HTTPResponse, item: ByteRange, buffer: memoryview, consume: Consumer
+    connection: socket.socket,
+    response: HTTPResponse,
+    item: ByteRange,
+    buffer: memoryview,
+    consume: Consumer,
+    stall_timeout_s: float,
 ) -> None:
     """Fills ``buffer`` again and again, with one system call for each filling where the socket allows it."""
     flags = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
@@ -188,10 +203,12 @@ def _receive(
     ahead = response.fp.read1(min(remaining, len(buffer))) if remaining else b""
     buffer[: len(ahead)] = ahead
     filled = len(ahead)
+    _watch_for_stalls(connection, stall_timeout_s)
     while remaining:
         view = buffer[: min(len(buffer), remaining)]
         filled, failure = _fill(connection, view, filled, flags)
-        consume(view[:filled])  # also what came before a failure: the next attempt goes on after it
+        if filled:
+            consume(view[:filled])  # also what came before a failure: the next attempt goes on after it
         remaining -= filled
         if failure is not None:
             raise failure
@@ -220,7 +237,7 @@ def _check(response: HTTPResponse, item: ByteRange) -> None:
     if response.status not in _GOOD:
         raise _failure(response, item)
     etag = (response.getheader("ETag") or "").strip('"')
-    if etag and etag != item.etag:
+    if etag != item.etag:  # a reply without one proves nothing
         raise ObjectChangedError(_OP, item.location, "ETag", item.etag, etag)
     partial = item.size_bytes != item.object_bytes
     if partial:
@@ -229,8 +246,8 @@ def _check(response: HTTPResponse, item: ByteRange) -> None:
         if response.status != 206 or found != expected:
             _refuse_range(item, response.status, expected, found)
     length = response.getheader("Content-Length")
-    if length is None or int(length) != item.size_bytes:
-        if not partial and length is not None:
+    if length != str(item.size_bytes):
+        if not partial and length is not None and length.isdecimal():
             raise ObjectChangedError(_OP, item.location, "size", item.object_bytes, int(length))
         raise ObjectTransientError(_OP, item.location, f"Content-Length {length}, expected {item.size_bytes}")
 

@@ -11,12 +11,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 import obstore.exceptions
 import obstore.store
 
-from mover.errors import ObjectChangedError, ObjectMissingError, ObjectTransientError, ShortReadError, StallError
+from mover.errors import (
+    MoverError,
+    ObjectChangedError,
+    ObjectMissingError,
+    ObjectTransientError,
+    ShortReadError,
+    StallError,
+)
 from mover.streams.interfaces import Buffer, ByteRange, Consumer
 from mover.streams.s3_http import HttpRanges, RangeRequest
 from mover.tasks import open_task_group
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ReaderStatistics", "S3Reader"]
 
 _OP = "GET"
+_CHUNK_BYTES = 256 << 10
 
 
 class ReaderStatistics(msgspec.Struct, frozen=True):
@@ -72,12 +81,10 @@ class S3Reader:
         if not _fits_obstore(item.key):
             return await self._fetch_by_thread(item)
         self._requests += 1
-        stall_timeout_s = self._endpoint.stall_timeout_s
         try:
-            with anyio.fail_after(stall_timeout_s):
-                body = await self._get(item)
+            body = await self._get(item)
         except TimeoutError as exc:
-            raise StallError(_OP, item.location, stall_timeout_s) from exc
+            raise StallError(_OP, item.location, self._endpoint.stall_timeout_s) from exc
         except obstore.exceptions.NotFoundError as exc:
             raise ObjectMissingError(_OP, item.location) from exc
         except obstore.exceptions.PreconditionError as exc:
@@ -96,7 +103,11 @@ class S3Reader:
         request = self._ranges.request(item)
         async with open_task_group() as tasks:
             tasks.start_soon(_abort_when_cancelled, request)
-            await anyio.to_thread.run_sync(request.receive, buffer, self._counted(consume), limiter=self._threads)
+            try:
+                await anyio.to_thread.run_sync(request.receive, buffer, self._counted(consume), limiter=self._threads)
+            except MoverError:
+                await anyio.lowlevel.checkpoint_if_cancelled()  # then the failure is that of the aborted request
+                raise
             tasks.cancel_scope.cancel()
 
     def _counted(self, consume: Consumer) -> Consumer:
@@ -107,23 +118,36 @@ class S3Reader:
         return counted
 
     async def _fetch_by_thread(self, item: ByteRange) -> Buffer:
-        body = bytearray()
-        await self.stream(item, memoryview(bytearray(max(item.size_bytes, 1))), body.extend)
+        body = memoryview(bytearray(item.size_bytes))
+        await self.stream(item, body, lambda _: None)  # one piece, which stays where it was received
         return body
 
     async def _get(self, item: ByteRange) -> Buffer:
         options: obstore.GetOptions = {"if_match": f'"{item.etag}"'}
         if item.size_bytes != item.object_bytes:
             options["range"] = (item.start, item.end)
-        result = await obstore.get_async(self._store(item.bucket), item.key, options=options)
+        stall_timeout_s = self._endpoint.stall_timeout_s
+        with anyio.fail_after(stall_timeout_s):
+            result = await obstore.get_async(self._store(item.bucket), item.key, options=options)
         etag = (result.meta["e_tag"] or "").strip('"')
-        if etag and etag != item.etag:
+        if etag != item.etag:  # a reply without one proves nothing
             raise ObjectChangedError(_OP, item.location, "ETag", item.etag, etag)
         if result.meta["size"] != item.object_bytes:
             raise ObjectChangedError(_OP, item.location, "size", item.object_bytes, result.meta["size"])
         if tuple(result.range) != (item.start, item.end):
             raise ObjectTransientError(_OP, item.location, "the server answered another range")
-        return memoryview(await result.bytes_async())
+        if item.size_bytes <= _CHUNK_BYTES:
+            with anyio.fail_after(stall_timeout_s):
+                return memoryview(await result.bytes_async())
+        body = bytearray()
+        chunks = aiter(result.stream(min_chunk_size=_CHUNK_BYTES))
+        while len(body) < item.size_bytes:  # in chunks, so that a slow body is no stall
+            with anyio.fail_after(stall_timeout_s):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            body += chunk
+        return body
 
     def _store(self, bucket: str) -> obstore.store.S3Store:
         if bucket not in self._stores:
@@ -154,5 +178,5 @@ async def _abort_when_cancelled(request: RangeRequest) -> None:
 
 
 def _fits_obstore(key: str) -> bool:
-    """Whether obstore's path type holds the key: it refuses control characters and folds empty segments."""
-    return key.isprintable() and "//" not in key and not key.startswith("/") and not key.endswith("/")
+    """Whether obstore's path type holds the key: it refuses control characters and dots, and folds empty segments."""
+    return key.isprintable() and {"", ".", ".."}.isdisjoint(key.split("/"))
