@@ -84,6 +84,7 @@ class ReadBack:
         self._whole = WindowHash()
         self._windows: dict[WindowKey, str] = {}
         self._breaks: list[Break] = []
+        self._broken: set[WindowKey] = set()
         self._walk = self._compare()
         self._wanted = next(self._walk)
 
@@ -124,23 +125,15 @@ class ReadBack:
 
     def _structure(self, content: bytes, key: WindowKey) -> _Walk:
         """Compares tar structure; ``key`` is the window that is written together with it."""
-        position = 0
+        position, intact = 0, True
         while position < len(content):
             piece = yield len(content) - position
-            if piece != content[position : position + len(piece)]:
-                where = f"{self._name}, tar structure at member {key[0]}"
-                self._breaks.append(
-                    Break(
-                        where,
-                        self._datablock.members[key[0]].path,
-                        "bytes",
-                        "the planned ones",
-                        "others",
-                        "the LTS",
-                        (key,),
-                    )
-                )
+            intact = intact and piece == content[position : position + len(piece)]
             position += len(piece)
+        if not intact:
+            path = self._datablock.members[key[0]].path
+            where = f"{self._name}, tar structure at member {path!r}"
+            self._break(Break(where, path, "bytes", "the planned ones", "others", "the LTS", (key,)))
 
     def _member(self, index: int, member: Member | ManifestMember) -> _Walk:
         claimed = self._checksums.get(member.path)
@@ -163,17 +156,22 @@ class ReadBack:
         expected = self._expected.get((index, window), found)
         if found != expected:
             where = f"{self._name}, member {member.path!r}, window {window}"
-            self._breaks.append(Break(where, member.path, ALGORITHM, expected, found, "the LTS", ((index, window),)))
+            self._break(Break(where, member.path, ALGORITHM, expected, found, "the LTS", ((index, window),)))
 
     def _compare_checksum(
         self, index: int, member: Member | ManifestMember, claimed: SourceChecksum, found: str
     ) -> None:
+        if found == claimed.value:
+            return
         windows = tuple((index, window) for window in range(window_count(member.size_bytes)))
-        broken = {key for broken in self._breaks for key in broken.windows}
-        if found != claimed.value and not broken.intersection(windows):
+        if self._broken.isdisjoint(windows):
             where = f"{self._name}, member {member.path!r}"
             side = f"between the source ({claimed.origin}) and this host: the bytes were received like this"
-            self._breaks.append(Break(where, member.path, claimed.algorithm, claimed.value, found, side, windows))
+            self._break(Break(where, member.path, claimed.algorithm, claimed.value, found, side, windows))
+
+    def _break(self, broken: Break) -> None:
+        self._breaks.append(broken)
+        self._broken.update(broken.windows)
 
 
 async def read_back(
