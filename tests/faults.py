@@ -6,13 +6,16 @@
         assert [item.fault for item in proxy.seen] == ["Answer", "Answer", ""]
 
 The first rule that matches a request and has firings left is applied to it; requests without a rule pass unharmed.
+``seen`` has every request that came, ``served`` those whose reply went to the client whole; ``wait_until`` waits for
+what a test needs of them.
 ``Host`` is kept, so that signatures hold. Requests need a Content-Length (or no body).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,11 +23,13 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import anyio
-from anyio.abc import ByteStream, SocketAttribute, SocketListener, SocketStream
+from anyio.abc import ByteStream, SocketAttribute, SocketListener
 from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.tls import TLSListener
 
 __all__ = [
     "AlterReply",
+    "AlterRequest",
     "Answer",
     "CorruptReply",
     "CorruptRequest",
@@ -36,6 +41,7 @@ __all__ = [
     "Seen",
     "StallReply",
     "StallRequest",
+    "TrickleReply",
 ]
 
 _HEAD_BYTES = 64 << 10
@@ -109,8 +115,33 @@ class AlterReply:
     add: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class AlterRequest:
+    """Headers of the request are taken out; names in lower case. For servers that do not check signatures."""
+
+    remove: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrickleReply:
+    """The reply's body comes in ``pieces`` pieces of the same length, each after a pause."""
+
+    pieces: int
+    pause_s: float
+
+
 Fault = (
-    Answer | CutRequest | StallRequest | CorruptRequest | LoseReply | CutReply | StallReply | CorruptReply | AlterReply
+    Answer
+    | CutRequest
+    | StallRequest
+    | CorruptRequest
+    | LoseReply
+    | CutReply
+    | StallReply
+    | CorruptReply
+    | AlterReply
+    | AlterRequest
+    | TrickleReply
 )
 
 
@@ -165,20 +196,28 @@ class Head:
 class FaultProxy:
     """Listens on a port of the loopback interface as long as its context is open."""
 
-    def __init__(self, upstream_url: str) -> None:
+    def __init__(self, upstream_url: str, tls: ssl.SSLContext | None = None) -> None:
+        """``tls``: clients speak TLS to the proxy, which speaks plain HTTP to the server."""
         parts = urlsplit(upstream_url)
-        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._host, self._port, self._tls = parts.hostname or "", parts.port or 80, tls
         self._stack = AsyncExitStack()
         self.rules: list[Rule] = []
         self.seen: list[Seen] = []
+        self.served: list[Seen] = []
+        self.connections = 0
         self.url = ""
+        self._news = anyio.Event()
 
     async def __aenter__(self) -> Self:
         listener = await self._stack.enter_async_context(_listening())
         tasks = await self._stack.enter_async_context(anyio.create_task_group())
         self._stack.callback(tasks.cancel_scope.cancel)
-        self.url = f"http://127.0.0.1:{listener.extra_attributes[SocketAttribute.local_port]()}"
-        tasks.start_soon(listener.serve, self._serve)
+        scheme = "http" if self._tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{listener.extra_attributes[SocketAttribute.local_port]()}"
+        if self._tls is None:
+            tasks.start_soon(listener.serve, self._serve)
+        else:
+            tasks.start_soon(TLSListener(listener, self._tls, standard_compatible=False).serve, self._serve)
         return self
 
     async def __aexit__(
@@ -186,7 +225,17 @@ class FaultProxy:
     ) -> None:
         await self._stack.__aexit__(kind, exc, trace)
 
-    async def _serve(self, client: SocketStream) -> None:
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Returns as soon as ``condition`` holds; it is asked again whenever a request came or was served."""
+        while not condition():
+            await self._news.wait()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    async def _serve(self, client: ByteStream) -> None:
+        self.connections += 1
         async with client:
             incoming = BufferedByteReceiveStream(client)
             try:
@@ -195,7 +244,7 @@ class FaultProxy:
             except _BROKEN:
                 return
 
-    async def _exchange(self, client: SocketStream, incoming: BufferedByteReceiveStream) -> bool:
+    async def _exchange(self, client: ByteStream, incoming: BufferedByteReceiveStream) -> bool:
         """One request and its reply; whether the connection lives on."""
         head = Head.parse(await incoming.receive_until(b"\r\n\r\n", _HEAD_BYTES))
         method, target, _ = head.start.split(" ", 2)
@@ -204,7 +253,9 @@ class FaultProxy:
         if rule:
             rule.times -= 1
         headers = {name.lower(): value for name, value in head.headers}
-        self.seen.append(Seen(method, target, type(fault).__name__ if fault else "", headers))
+        seen = Seen(method, target, type(fault).__name__ if fault else "", headers)
+        self.seen.append(seen)
+        self._tell()
         length = int(head.get("content-length") or 0)
         if isinstance(fault, Answer):
             async for _ in _pieces(incoming, length):
@@ -212,12 +263,16 @@ class FaultProxy:
             await client.send(_answer(fault, with_body=method != "HEAD"))
             return True
         async with await anyio.connect_tcp(self._host, self._port) as server:
-            head.drop("connection")
+            head.drop("connection", *(fault.remove if isinstance(fault, AlterRequest) else ()))
             head.headers.append(("Connection", "close"))
             await server.send(head.encode())
             if not await _forward_request(incoming, server, length, fault):
                 return False
-            return await _forward_reply(server, client, fault, bodyless=method == "HEAD")
+            alive = await _forward_reply(server, client, fault, bodyless=method == "HEAD")
+        if alive:
+            self.served.append(seen)
+            self._tell()
+        return alive
 
 
 @asynccontextmanager
@@ -274,6 +329,9 @@ async def _forward_reply(server: ByteStream, client: ByteStream, fault: Fault | 
     flipped = fault.at_byte if isinstance(fault, CorruptReply) else None
     limit = fault.after_bytes if isinstance(fault, CutReply | StallReply) else math.inf
     done = 0
+    if isinstance(fault, TrickleReply):
+        await _trickle(b"".join([piece async for piece in _pieces(outgoing, length)]), client, fault)
+        return True
     async for piece in _pieces(outgoing, length):
         kept = piece[: int(min(len(piece), limit - done))]
         if kept:
@@ -282,6 +340,13 @@ async def _forward_reply(server: ByteStream, client: ByteStream, fault: Fault | 
         if done >= limit:
             return await _end(fault)
     return not math.isinf(length)
+
+
+async def _trickle(body: bytes, client: ByteStream, fault: TrickleReply) -> None:
+    size_bytes = -(-len(body) // fault.pieces)
+    for start in range(0, len(body), size_bytes):
+        await anyio.sleep(fault.pause_s)
+        await client.send(body[start : start + size_bytes])
 
 
 async def _end(fault: Fault | None) -> bool:
