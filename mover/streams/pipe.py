@@ -216,16 +216,18 @@ class _SliceStream:
         self.hash = WindowHash()
         self.write_failure: MoverError | None = None
         self._unit, self._sink = unit, sink
-        self._offset_bytes = unit.offset_bytes
 
     def consume(self, piece: memoryview) -> None:
+        # the offset follows from the position alone: whatever is repeated lands on its own place again
+        offset_bytes = self._unit.offset_bytes + self.position - self._unit.start
         buffers: list[Buffer] = [piece]
-        if self.position == self._unit.start and self._unit.gap:
+        if self.position == self._unit.start:
             buffers.insert(0, self._unit.gap)
+        else:
+            offset_bytes += len(self._unit.gap)
         if self.position + len(piece) == self._unit.end and self._unit.tail:
             buffers.append(self._unit.tail)
-        self._sink.write_at(self._offset_bytes, buffers)
-        self._offset_bytes += sum(len(buffer) for buffer in buffers)
+        self._sink.write_at(offset_bytes, buffers)
         self.hash.update(piece)
         self.position += len(piece)
 
