@@ -189,6 +189,8 @@ class UnitMover:
 
     async def _fetch(self, member: Member | ManifestMember) -> Buffer:
         item = self._locate(member, 0, member.size_bytes)
+        if item.object_bytes and not item.size_bytes:
+            return b""  # an empty member of a datablock object: HTTP has no empty ranges
 
         async def attempt() -> Buffer:
             async with self._lanes.requests:
