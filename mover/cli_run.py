@@ -132,7 +132,7 @@ def execute(options: Options, work: Callable[[Session], Awaitable[Outcome]]) -> 
 
         settings = load_settings(parse_assignments(options.assignments), config=options.config)
         secrets = _secrets(settings)
-        session = Session(options, settings, open_display(json=options.json))
+        session = Session(options, settings, open_display(quiet=options.json and not options.verbose))
         outcome = anyio.run(_supervise, session, work, backend_options={"use_uvloop": True})
         return _interrupted(options) if outcome is None else _tell(options, outcome, secrets)
     except KeyboardInterrupt:
@@ -151,12 +151,18 @@ def execute(options: Options, work: Callable[[Session], Awaitable[Outcome]]) -> 
 async def _supervise(session: Session, work: Callable[[Session], Awaitable[Outcome]]) -> Outcome | None:
     """None when a signal ended it."""
     outcome: Outcome | None = None
+    failure: Exception | None = None
     async with open_task_group() as tasks:
         with anyio.CancelScope() as scope:
             await tasks.start(_watch_signals, session, scope)
-            with session.display:
-                outcome = await work(session)
+            try:
+                with session.display:
+                    outcome = await work(session)
+            except Exception as error:  # noqa: BLE001 - kept whole: the task group would keep the first part of it
+                failure = error
         tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return outcome
 
 

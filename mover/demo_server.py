@@ -11,12 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 
 import anyio
+import anyio.to_thread
 
 from mover.errors import MoverError, UsageError
+from mover.streams.abandon import run_abandonable
 
 __all__ = ["embedded_s3", "serve"]
 
@@ -34,30 +36,31 @@ async def embedded_s3() -> AsyncIterator[str]:
     """
     if find_spec("moto") is None:
         raise UsageError(_NO_MOTO)
+    process = await anyio.to_thread.run_sync(_start)
+    try:
+        yield f"http://127.0.0.1:{await _port(process)}"
+    finally:
+        process.kill()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(process.communicate)
+
+
+def _start() -> subprocess.Popen[bytes]:
     # A session of its own: an interrupt from the keyboard must not take the storage away before the engine has stopped.
-    process = await anyio.open_process(
+    return subprocess.Popen(
         [sys.executable, "-m", "mover.demo_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    try:
-        yield f"http://127.0.0.1:{await _port(process)}"
-    finally:
-        process.kill()
-        with anyio.CancelScope(shield=True):
-            await process.aclose()
 
 
-async def _port(process: anyio.abc.Process) -> int:
-    line = b""
-    with anyio.move_on_after(_START_TIMEOUT_S):
-        try:
-            while not line.endswith(b"\n"):
-                line += await process.stdout.receive() if process.stdout else b"\n"
-        except anyio.EndOfStream:
-            line = b""
+async def _port(process: subprocess.Popen[bytes]) -> int:
+    output, line = process.stdout, b""
+    if output is not None:
+        with suppress(TimeoutError):
+            line = await run_abandonable(output.readline, _START_TIMEOUT_S)
     if not line.strip().isdigit():
         reason = "the embedded S3 storage does not start"
         raise MoverError(reason)

@@ -41,12 +41,12 @@ class Display(Protocol):
         ...
 
 
-def open_display(*, json: bool, stream: TextIO | None = None) -> Display:
-    """The display that fits stderr: bars on a terminal; otherwise lines, or with ``json`` nothing."""
+def open_display(*, quiet: bool, stream: TextIO | None = None) -> Display:
+    """The display that fits stderr: bars on a terminal; otherwise lines, or when ``quiet`` nothing."""
     out = stream or sys.stderr
     if out.isatty():
         return BarDisplay(out)
-    return SilentDisplay(out) if json else LineDisplay(out)
+    return SilentDisplay(out) if quiet else LineDisplay(out)
 
 
 class _Plain:
