@@ -176,7 +176,7 @@ def rgw_server() -> Iterator[S3Server]:
         ports = ["--port", "0", "--mon-port", "0"]
         access = ["--user", "test", "--password", "test-secret"]
         started = subprocess.run(
-            [*command, *ports, *access, "--gib", "3"], check=False, capture_output=True, text=True, timeout=200
+            [*command, *ports, *access, "--gib", "6"], check=False, capture_output=True, text=True, timeout=200
         )
         if started.returncode:
             pytest.fail(f"Ceph RGW does not start:\n{started.stderr}")
