@@ -1,0 +1,58 @@
+"""Task groups that fail with one error of the tree, not with a group of them."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from mover.errors import LtsError, StallError
+from mover.tasks import open_task_group
+
+pytestmark = pytest.mark.anyio
+
+
+async def fail(error: BaseException) -> None:
+    raise error
+
+
+async def test_the_first_failure_is_raised_bare_with_its_cause() -> None:
+    error = StallError("GET", "s3://b/k", 1)
+    error.__cause__ = OSError("below")
+    with pytest.raises(StallError) as caught:
+        async with open_task_group() as outer:
+            async with open_task_group() as inner:
+                inner.start_soon(fail, error)
+                await anyio.sleep_forever()
+            outer.cancel_scope.cancel()
+    assert caught.value is error
+    assert str(caught.value.__cause__) == "below"
+
+
+async def test_further_failures_become_notes() -> None:
+    with pytest.raises(LtsError, match="first") as caught:
+        async with open_task_group() as tasks:
+            tasks.start_soon(fail, LtsError("write", "a", "first"))
+            tasks.start_soon(fail, LtsError("write", "b", "second"))
+    assert caught.value.__notes__ == ["besides: write b: second"]
+
+
+async def test_a_failure_of_the_body_is_raised_bare_too() -> None:
+    with pytest.raises(LtsError):
+        async with open_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            raise LtsError("write", "a", "x")  # noqa: EM101
+
+
+async def test_a_bug_is_never_hidden_behind_an_expected_error() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_task_group() as tasks:
+            tasks.start_soon(fail, LtsError("write", "a", "x"))
+            tasks.start_soon(fail, ZeroDivisionError())
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_cancellation_from_outside_passes_through() -> None:
+    with anyio.move_on_after(0.01) as scope:
+        async with open_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+    assert scope.cancelled_caught
