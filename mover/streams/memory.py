@@ -64,8 +64,9 @@ class BufferPool:
     @asynccontextmanager
     async def lease(self, size_bytes: int) -> AsyncIterator[memoryview]:
         """A writable, page-aligned buffer of ``size_bytes`` inside the block. Raises ConfigError as ``reserve``."""
-        async with self.reserve(size_bytes):
-            area = self._take_idle(size_bytes) or mmap.mmap(-1, max(size_bytes, 1))
+        area_bytes = max(size_bytes, 1)  # no map is empty
+        async with self.reserve(area_bytes):
+            area = self._take_idle(area_bytes) or mmap.mmap(-1, area_bytes)
             view = memoryview(area)
             try:
                 yield view[:size_bytes]
