@@ -191,9 +191,10 @@ class DatablockRun:
             if not breaks:
                 return evidence, windows
             await parts.on_lts(journal.forget_windows, [key for broken in breaks for key in broken.windows])
+            if parts.profile.rename:  # also before giving up: the next run then fetches only what is broken
+                await parts.on_lts(journal.renamed, await parts.on_lts(self._folder.withdraw, datablock.name))
             if repaired or not parts.profile.rename:
                 raise_breaks(breaks)
-            await parts.on_lts(journal.renamed, await parts.on_lts(self._folder.withdraw, datablock.name))
             locate, received = await self._source(journal)
             async with parts.limits.move_to_lts.slot(datablock.name):
                 windows = await self._write(journal, locate, received, None)
