@@ -39,14 +39,17 @@ async def plan_source(parts: Parts, dataset_id: str, target_bytes: int | None = 
     """
     check_dataset_id(dataset_id)
     bucket, prefix = parts.buckets.landing_zone, raw_files_prefix(dataset_id)
-    with parts.announcer(dataset_id, Stage.PLAN).stage():
-        return await plan_dataset(
+    announcer = parts.announcer(dataset_id, Stage.PLAN)
+    with announcer.stage():
+        plan = await plan_dataset(
             dataset_id,
             parts.store.list_objects(bucket, prefix),
             target_bytes=target_bytes or parts.target_bytes,
             listed_files=await parts.catalogue.listed_files(dataset_id),
             where=f"s3://{bucket}/{prefix}",
         )
+        announcer.expect(plan.size_bytes)
+        return plan
 
 
 async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions) -> ArchiveReport:

@@ -89,10 +89,12 @@ def _options(context: typer.Context) -> Options:
     return Options(config, assignments, json, verbose)
 
 
-def _execute(context: typer.Context, work: Callable[[Session], Awaitable[Outcome]]) -> NoReturn:
+def _execute(
+    context: typer.Context, work: Callable[[Session], Awaitable[Outcome]], *, steps_only: bool = False
+) -> NoReturn:
     from mover.cli_run import execute
 
-    raise typer.Exit(execute(_options(context), work))
+    raise typer.Exit(execute(_options(context), work, quiet=steps_only))
 
 
 @app.command()
@@ -276,4 +278,4 @@ def demo(
 
         return await cli_demo.demo(session, folder, keep=keep)
 
-    _execute(context, work)
+    _execute(context, work, steps_only=True)

@@ -6,20 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from mover.errors import ExitCode, Fault, MoverError, ProcessingError
+from mover.errors import ExitCode, Fault, MoverError, ProcessingError, gravity
 from mover.shown import masked
 
 __all__ = ["ErrorRecord", "gravest", "plain_error", "record_of"]
-
-_GRAVITY = (
-    ExitCode.DONE,
-    ExitCode.SYSTEM,
-    ExitCode.USAGE,
-    ExitCode.USER,
-    ExitCode.SPACE,
-    ExitCode.INTEGRITY,
-    ExitCode.INTERRUPTED,
-)  # the gravest last: what needs eyes on the data before what needs disks, an owner, a new try
 
 
 class ErrorRecord(msgspec.Struct, frozen=True):
@@ -34,7 +24,7 @@ class ErrorRecord(msgspec.Struct, frozen=True):
 
 def gravest(errors: Sequence[BaseException]) -> BaseException:
     """The error whose exit code counts: integrity, space, user, usage, system, in this order."""
-    return max(errors, key=lambda error: _GRAVITY.index(_exit_code(error)))
+    return max(errors, key=lambda error: gravity(_exit_code(error)))
 
 
 def record_of(error: BaseException, secrets: tuple[str, ...] = ()) -> ErrorRecord:

@@ -108,10 +108,7 @@ async def ls(session: Session, dataset_id: str | None, *, members: bool) -> Outc
         if dataset_id is not None and members:
             found = [item async for item in engine.members(dataset_id)]
             return _members(dataset_id, found)
-        listings = [item async for item in engine.datasets() if dataset_id in {None, item.dataset_id}]
-        if dataset_id is not None and not listings:
-            async for _ in engine.members(dataset_id):  # says why there is nothing
-                break
+        listings = [item async for item in engine.datasets(dataset_id)]
     return _listings(listings)
 
 

@@ -117,8 +117,8 @@ async def each_dataset(dataset_ids: Sequence[str], call: Callable[[str], Awaitab
     return results
 
 
-def execute(options: Options, work: Callable[[Session], Awaitable[Outcome]]) -> int:
-    """Runs ``work`` and returns the exit code; nothing is raised.
+def execute(options: Options, work: Callable[[Session], Awaitable[Outcome]], *, quiet: bool = False) -> int:
+    """Runs ``work`` and returns the exit code; nothing is raised. ``quiet``: no progress but on a terminal.
 
     SIGINT and SIGTERM cancel it, which leaves a state that the same command resumes; a second one ends the process.
     """
@@ -132,7 +132,7 @@ def execute(options: Options, work: Callable[[Session], Awaitable[Outcome]]) -> 
 
         settings = load_settings(parse_assignments(options.assignments), config=options.config)
         secrets = _secrets(settings)
-        session = Session(options, settings, open_display(quiet=options.json and not options.verbose))
+        session = Session(options, settings, open_display(quiet=(options.json or quiet) and not options.verbose))
         outcome = anyio.run(_supervise, session, work, backend_options={"use_uvloop": True})
         return _interrupted(options) if outcome is None else _tell(options, outcome, secrets)
     except KeyboardInterrupt:

@@ -126,9 +126,9 @@ class Engine:
         """Rebuilds one datablock from its source or from its retrieval copy. Raises as ``repair_datablock``."""
         return await repair_datablock(self._parts, dataset_id, number)
 
-    def datasets(self) -> AsyncIterator[DatasetListing]:
-        """All datasets that have manifests on the LTS, in the order of the folders."""
-        return list_archived(self._parts)
+    def datasets(self, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:
+        """All datasets that have manifests on the LTS, or the one that is named.  Raises DatasetNotFoundError."""
+        return list_archived(self._parts, dataset_id)
 
     def members(self, dataset_id: str) -> AsyncIterator[tuple[int, ManifestMember]]:
         """(number of the datablock, member) of every file of a dataset.  Raises DatasetNotFoundError."""

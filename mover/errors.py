@@ -44,6 +44,7 @@ __all__ = [
     "UserError",
     "WriteOnceError",
     "describe_paths",
+    "gravity",
 ]
 
 _SHOWN_PATHS = 10
@@ -66,6 +67,22 @@ class ExitCode(IntEnum):
     INTEGRITY = 4
     SPACE = 5
     INTERRUPTED = 130
+
+
+_GRAVITY = (
+    ExitCode.DONE,
+    ExitCode.SYSTEM,
+    ExitCode.USAGE,
+    ExitCode.USER,
+    ExitCode.SPACE,
+    ExitCode.INTEGRITY,
+    ExitCode.INTERRUPTED,
+)  # the gravest last: what needs eyes on the data before what needs disks, an owner, a new try
+
+
+def gravity(code: ExitCode) -> int:
+    """Which of several failures counts: the higher number."""
+    return _GRAVITY.index(code)
 
 
 def describe_paths(paths: Sequence[str], shown: int = _SHOWN_PATHS) -> str:

@@ -14,8 +14,17 @@ from mover.verification import committed_manifests
 __all__ = ["list_archived", "list_members"]
 
 
-async def list_archived(parts: Parts) -> AsyncIterator[DatasetListing]:
-    """Every dataset that has manifests, one after another, in the order of the folders."""
+async def list_archived(parts: Parts, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:
+    """Every dataset that has manifests, one after another, in the order of the folders; or the one that is named.
+
+    Raises:
+        DatasetNotFoundError: the named one has no manifests.
+    """
+    if dataset_id is not None:
+        check_dataset_id(dataset_id)
+        await committed_manifests(parts, parts.folder(dataset_id))
+        yield await _summarise(parts, dataset_id)
+        return
     found: Iterator[str] = await parts.on_lts(list_datasets, parts.lts_root)
     while (dataset_id := await parts.on_lts(next, found, None)) is not None:
         yield await _summarise(parts, dataset_id)

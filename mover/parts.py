@@ -85,6 +85,10 @@ class Announcer:
         self._tell, self._dataset_id, self._stage, self._datablock = tell, dataset_id, stage, datablock
         self._total_bytes = total_bytes
 
+    def expect(self, total_bytes: int) -> None:
+        """The stage turns out to be about so many bytes."""
+        self._total_bytes = total_bytes
+
     def started(self) -> None:
         """The stage begins."""
         self._tell(Progress(self._dataset_id, self._stage, "started", self._datablock, 0, self._total_bytes))

@@ -128,7 +128,7 @@ def _line(event: Progress, elapsed_s: float) -> str:
 
 
 class BarDisplay:
-    """A line per dataset with all of its bytes known so far, and a bar per datablock in flight with its stage.
+    """A line per dataset with all of its bytes, and a bar per datablock in flight with its stage.
 
     A byte of a datablock counts once when it is moved and once when it is read back.
     """
@@ -140,6 +140,7 @@ class BarDisplay:
         self._datablocks: dict[tuple[str, int], TaskID] = {}
         self._stages: dict[tuple[str, int, Stage], tuple[int, int]] = {}  # bytes done, bytes in all
         self._sums: dict[str, tuple[int, int]] = {}
+        self._planned: dict[str, int] = {}  # moved once and read back once
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -158,6 +159,8 @@ class BarDisplay:
         """See Display."""
         dataset = self._dataset(event.dataset_id)
         if not event.datablock:
+            if event.stage is Stage.PLAN and event.state == "finished":
+                self._planned[event.dataset_id] = 2 * event.total_bytes
             self._bars.update(dataset, stage=_stage_text(event))
             return
         self._count(event)
@@ -170,6 +173,7 @@ class BarDisplay:
             done_bytes = event.done_bytes if event.state == "progress" else None
             self._bars.update(bar, stage=_stage_text(event), completed=done_bytes, total=event.total_bytes or None)
         done_bytes, total_bytes = self._sums[event.dataset_id]
+        total_bytes = max(total_bytes, self._planned.get(event.dataset_id, 0))
         self._bars.update(dataset, completed=done_bytes, total=total_bytes or None, stage="")
 
     def _count(self, event: Progress) -> None:

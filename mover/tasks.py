@@ -8,16 +8,16 @@ from contextlib import asynccontextmanager
 import anyio
 from anyio.abc import TaskGroup
 
-from mover.errors import MoverError
+from mover.errors import MoverError, gravity
 
 __all__ = ["open_task_group"]
 
 
 @asynccontextmanager
 async def open_task_group() -> AsyncIterator[TaskGroup]:
-    """An anyio task group that raises the first ``MoverError`` of its tasks bare; anything else stays a group.
+    """An anyio task group that raises the gravest ``MoverError`` of its tasks bare; anything else stays a group.
 
-    The first failure cancels the siblings, so what they raise besides is its consequence: it is kept as notes.
+    Of equals the first counts. The first failure cancels the siblings; what they raise besides is kept as notes.
     """
     try:
         async with anyio.create_task_group() as tasks:
@@ -27,10 +27,11 @@ async def open_task_group() -> AsyncIterator[TaskGroup]:
         errors = [leaf for leaf in leaves if isinstance(leaf, MoverError)]
         if len(errors) < len(leaves):
             raise
-        first, *others = errors
-        for other in others:
-            first.add_note(f"besides: {other}")
-        raise first from first.__cause__
+        gravest = max(errors, key=lambda error: gravity(error.exit_code))
+        for other in errors:
+            if other is not gravest:
+                gravest.add_note(f"besides: {other}")
+        raise gravest from gravest.__cause__
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

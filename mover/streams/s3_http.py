@@ -184,7 +184,7 @@ def _watch_for_stalls(connection: socket.socket, stall_timeout_s: float) -> None
 
 def _shut(connection: socket.socket) -> None:
     with suppress(OSError):  # closed already
-        # Wakes a thread that waits for bytes. Not SSLSocket's own: it would make that thread read on without decrypting.
+        # Wakes a thread that waits for bytes. Not SSLSocket's own: that thread would read on without decrypting.
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
