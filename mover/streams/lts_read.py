@@ -15,7 +15,7 @@ from typing import Literal
 import anyio
 import msgspec
 
-from mover.errors import LayoutMismatchError, LtsError, RecallTimeoutError
+from mover.errors import LayoutMismatchError, LtsError, MoverError, RecallTimeoutError
 from mover.policies.recall import RecallPolicy, Residency, residency
 from mover.streams.abandon import run_abandonable
 from mover.streams.lts_mount import MEMORY_FILESYSTEMS, filesystem_of, translate_lts
@@ -225,11 +225,15 @@ async def open_when_online(
         waited_s = clock() - began
         wait_s = policy.wait_s(attempt, waited_s)
         if wait_s is None:
-            if look.state is Residency.EMPTY and look.size_bytes > 0:
-                raise LayoutMismatchError(str(path), "size in bytes", expected_bytes, look.size_bytes)
-            raise RecallTimeoutError(str(path), waited_s, look.reason)
+            raise _never_online(path, expected_bytes, look, waited_s)
         on_wait(look.reason, waited_s)
         await sleep(wait_s)
+
+
+def _never_online(path: Path, expected_bytes: int, look: _Look, waited_s: float) -> MoverError:
+    if look.state is Residency.EMPTY and look.size_bytes > 0:
+        return LayoutMismatchError(str(path), "size in bytes", expected_bytes, look.size_bytes)
+    return RecallTimeoutError(str(path), waited_s, look.reason)
 
 
 def _close_look(look: _Look) -> None:

@@ -16,7 +16,7 @@ from mover.errors import ObjectAccessError, ObjectTransientError
 from mover.model import SourceObject
 from mover.streams.s3_calls import S3Calls
 
-__all__ = ["list_pages", "parse_page"]
+__all__ = ["Page", "list_pages", "parse_page"]
 
 _OP: Final = "list"
 
