@@ -9,7 +9,7 @@ SOURCES := mover flows benchmarks tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all lint format types check lock clean
+.PHONY: help demo test test-slow test-all bench-rate bench-memory bench-plan lint format types check lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -48,6 +48,15 @@ format: $(STAMP) ## ruff: apply the format and the safe fixes
 
 types: $(STAMP) ## mypy, strict, code and tests
 	$(BIN)/mypy
+
+bench-rate: $(STAMP) ## rate of archiving beside s5cmd (ARGS=--help)
+	$(BIN)/python -m benchmarks.rate $(ARGS)
+
+bench-memory: $(STAMP) ## peak memory of archiving (ARGS=--help)
+	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-plan: $(STAMP) ## memory and time of planning a million objects (ARGS=--help)
+	$(BIN)/python -m benchmarks.plan_memory $(ARGS)
 
 check: lint types test ## lint, types, test
 
