@@ -29,6 +29,8 @@ _PASSING = _LATER | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODATA}
 _REPORT_EVERY_S = 10.0
 """How often a wait that blocks is reported."""
 
+_BLOCKS = "the read of the first byte blocks"
+
 
 class LtsReader:
     """An open datablock of known size; several threads may read at a time.
@@ -206,19 +208,14 @@ async def open_when_online(
     """
     began = clock()
     attempt, was_offline = 0, False
-
-    def report_block() -> None:
-        on_wait("the read of the first byte blocks", clock() - began)
-
     while True:
         attempt += 1
         # the last look comes at the deadline and gets a moment, too
         left_s = max(policy.timeout_s - (clock() - began), policy.first_wait_s)
-        job = partial(_look, path, expected_bytes)
         try:
-            look = await run_abandonable(job, left_s, dispose=_close_look, on_tick=report_block, tick_s=_REPORT_EVERY_S)
+            look = await _look_within(left_s, path, expected_bytes, lambda: on_wait(_BLOCKS, clock() - began))
         except TimeoutError as error:
-            raise RecallTimeoutError(str(path), clock() - began, "the read of the first byte blocks") from error
+            raise RecallTimeoutError(str(path), clock() - began, _BLOCKS) from error
         was_offline = was_offline or look.was_offline
         if look.fd is not None:
             return LtsReader(look.fd, path, expected_bytes, was_offline=was_offline, policy=policy)
@@ -228,6 +225,11 @@ async def open_when_online(
             raise _never_online(path, expected_bytes, look, waited_s)
         on_wait(look.reason, waited_s)
         await sleep(wait_s)
+
+
+async def _look_within(timeout_s: float, path: Path, expected_bytes: int, on_tick: Callable[[], None]) -> _Look:
+    job = partial(_look, path, expected_bytes)
+    return await run_abandonable(job, timeout_s, dispose=_close_look, on_tick=on_tick, tick_s=_REPORT_EVERY_S)
 
 
 def _never_online(path: Path, expected_bytes: int, look: _Look, waited_s: float) -> MoverError:
