@@ -8,14 +8,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mover.engine import Engine, EngineConfig
-from mover.model import Progress, raw_object_key
+from mover.model import Progress, SourceObject, raw_object_key
 from mover.parts import Buckets, Parts
 from mover.policies.retry import RetryPolicy
 from mover.reports import ArchiveReport
 from mover.streams.s3_calls import S3Endpoint
-from tests.servers import BucketFactory, S3Server, put_objects
+from tests.servers import BucketFactory, S3Server, put_objects, s3_client
 
-__all__ = ["DATASET", "archive", "make_config", "make_parts", "open_engine", "random_bytes", "upload"]
+__all__ = [
+    "DATASET",
+    "archive",
+    "listing",
+    "make_config",
+    "make_parts",
+    "open_engine",
+    "random_bytes",
+    "unfinished_uploads",
+    "upload",
+]
 
 DATASET = "20.500.11935/a-dataset"
 
@@ -84,3 +94,15 @@ async def archive(config: EngineConfig, dataset_id: str = DATASET) -> ArchiveRep
     """Archives a dataset with the product's own pipeline."""
     async with Engine.open(config) as engine:
         return await engine.archive(dataset_id)
+
+
+def unfinished_uploads(server: S3Server, bucket: str) -> list[str]:
+    """Ids of the multipart uploads that were begun and neither completed nor aborted."""
+    with s3_client(server) as client:
+        return [found["UploadId"] for found in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+
+
+async def listing(sizes: Mapping[str, int]) -> AsyncIterator[SourceObject]:
+    """A listing of objects that need not exist."""
+    for path, size_bytes in sizes.items():
+        yield SourceObject(path, size_bytes, "etag", 0)
