@@ -115,7 +115,9 @@ def _measure(name: str, job: Job) -> Row:
     if not answer:
         sys.exit(f"{name}: the {job.work} failed")
     result = msgspec.json.decode(answer, type=Result)
-    return Row(name, job.work, result.files, result.datablocks, result.elapsed_s, imports_mib, peak_mib)
+    row = Row(name, job.work, result.files, result.datablocks, result.elapsed_s, imports_mib, peak_mib)
+    print(f"{name}, {job.work}: {row.above_mib:.0f} MiB above the imports", file=sys.stderr)
+    return row
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

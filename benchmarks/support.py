@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def open_server(options: argparse.Namespace, gib: int) -> Iterator[Server]:
-    """The given server, or one that ends with the block and holds at most ``gib`` GiB."""
+    """The given server, or one that ends with the block and holds at most ``gib`` GiB. SIGTERM ends the block, too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if options.endpoint:
         yield Server(options.endpoint, options.access_key, options.secret_key)
         return
