@@ -108,14 +108,14 @@ class RecordingCatalogue:
         self.registered: list[int] = []
         self.calls: list[tuple[str, int]] = []
 
-    async def listed_files(self, dataset_id: str) -> None:  # noqa: ARG002 - the protocol's
+    async def listed_files(self, dataset_id: str) -> None:
         """Keeps no list."""
 
     async def register(self, dataset_id: str, manifest: Manifest) -> None:  # noqa: ARG002 - the protocol's
         self.calls.append(("register", manifest.number))
         self._look(manifest)
         if self._refuses(manifest):
-            raise LtsError("register", str(manifest.number), "refused by a test")  # noqa: EM101
+            raise LtsError("register", str(manifest.number), "refused by a test")
         self.registered.append(manifest.number)
 
     async def unregister(self, dataset_id: str, manifest: Manifest) -> None:  # noqa: ARG002 - the protocol's

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from mover.errors import (
     NotEnoughSpaceError,
     SourceDiffersError,
 )
-from mover.model import Manifest, Progress, Stage, raw_object_key
+from mover.model import Manifest, Progress, Stage
 from mover.streams.durable import rename_file
 from tests.datasets import DATASET, make_config, random_bytes, upload
 from tests.engines import RecordingCatalogue, datablock_file, expect_same_files, flip, small_windows
@@ -101,7 +100,7 @@ async def test_a_dataset_becomes_datablocks_that_hold_exactly_its_files(
 
 
 async def test_an_archived_dataset_is_adopted_without_fetching_anything(config: EngineConfig) -> None:
-    async with proxied(config) as (config, proxy), Engine.open(config) as engine:
+    async with proxied(config) as (through, proxy), Engine.open(through) as engine:
         first = await engine.archive(DATASET)
         before = [path.stat() for path in sorted(config.lts_root.rglob("*.tar"))]
         proxy.seen.clear()
@@ -151,12 +150,12 @@ async def test_a_failed_run_goes_on_under_the_target_size_that_it_began_with(con
         async with Engine.open(one_by_one) as engine, anyio.create_task_group() as tasks:
             tasks.start_soon(engine.archive, DATASET)
             with anyio.fail_after(20):
-                while not datablock_file(config.lts_root, 3).with_suffix(".tar.manifest.json").exists():
+                while not datablock_file(config.lts_root, 3).with_suffix(".tar.manifest.json").exists():  # noqa: ASYNC110 - a file
                     await anyio.sleep(0.01)
             tasks.cancel_scope.cancel()
         done = len(list(config.lts_root.rglob("*.manifest.json")))
-    async with proxied(msgspec.structs.replace(config, target_bytes=TARGET_BYTES * 3)) as (config, proxy):
-        async with Engine.open(config) as engine:
+    async with proxied(msgspec.structs.replace(config, target_bytes=TARGET_BYTES * 3)) as (later, proxy):
+        async with Engine.open(later) as engine:
             report = await engine.archive(DATASET)
         outcomes = [block.outcome for block in report.datablocks]
         assert outcomes[:done] == ["adopted"] * done
@@ -170,8 +169,8 @@ async def test_a_bit_that_flips_on_the_lts_is_found_and_only_its_window_is_fetch
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corrupt_after_commit(monkeypatch, "_1.tar", times=1)
-    async with proxied(config) as (config, proxy):
-        async with Engine.open(config) as engine:
+    async with proxied(config) as (through, proxy):
+        async with Engine.open(through) as engine:
             report = await engine.archive(DATASET)
         assert len(gets(proxy)) == len(FILES) + 1
     assert report.counters.lts_read_bytes == report.size_bytes + report.datablocks[0].size_bytes
@@ -189,8 +188,8 @@ async def test_an_lts_that_breaks_twice_fails_the_datablock_and_the_next_run_fet
                 await engine.archive(DATASET)
     assert caught.value.exit_code is ExitCode.INTEGRITY
     assert not datablock_file(config.lts_root, 2).with_suffix(".tar.manifest.json").exists()
-    async with proxied(config) as (config, proxy):
-        async with Engine.open(config) as engine:
+    async with proxied(config) as (through, proxy):
+        async with Engine.open(through) as engine:
             report = await engine.archive(DATASET)
         again = [seen.headers["range"] for seen in proxy.seen if "larger" in seen.target and seen.method == "GET"]
     assert again == [f"bytes=0-{64 * KIB - 1}"]
@@ -214,20 +213,20 @@ def corrupt_after_commit(monkeypatch: pytest.MonkeyPatch, suffix: str, times: in
 async def test_bytes_that_change_on_the_way_are_found_by_the_servers_own_md5_and_fetched_again(
     config: EngineConfig,
 ) -> None:
-    async with proxied(config) as (config, proxy):
+    async with proxied(config) as (through, proxy):
         proxy.rules.append(Rule(CorruptReply(500), target="b/03"))
-        async with Engine.open(config) as engine:
+        async with Engine.open(through) as engine:
             await engine.archive(DATASET)
         assert len([target for target in gets(proxy) if target.endswith("b/03")]) == 2
     expect_same_files(config.lts_root, FILES)
 
 
 async def test_an_etag_that_is_no_md5_is_no_claim(config: EngineConfig) -> None:
-    async with proxied(config) as (config, proxy):
+    async with proxied(config) as (through, proxy):
         proxy.rules.append(Rule(CorruptReply(500), target="b/03", times=100))  # always: as if it were the object
         kms = AlterReply(add=(("x-amz-server-side-encryption", "aws:kms"),))
         proxy.rules.insert(0, Rule(kms, method="HEAD", times=100))
-        async with Engine.open(config) as engine:
+        async with Engine.open(through) as engine:
             report = await engine.archive(DATASET)
     claims = {m.path: m.checksum for block in report.datablocks for m in manifest(config, block.number).members}
     assert claims["b/03"] is None
@@ -263,9 +262,9 @@ async def test_datablocks_are_verified_while_the_next_ones_move_and_the_limits_h
 
 
 async def test_a_second_run_on_the_same_dataset_is_turned_away(config: EngineConfig) -> None:
-    async with proxied(config) as (config, proxy):
+    async with proxied(config) as (through, proxy):
         proxy.rules.append(Rule(StallReply(0), target="b/15", times=100))
-        async with Engine.open(config) as engine, Engine.open(config) as other, anyio.create_task_group() as tasks:
+        async with Engine.open(through) as engine, Engine.open(through) as other, anyio.create_task_group() as tasks:
             tasks.start_soon(engine.archive, DATASET)
             with anyio.fail_after(10):
                 await proxy.wait_until(lambda: len(gets(proxy)) > 0)

@@ -60,7 +60,7 @@ async def test_a_cancelled_wait_and_a_failed_holder_give_their_slots_back() -> N
         users.leave["holder"].set()
     with pytest.raises(ValueError, match="inside"):
         async with limit.slot("fails"):
-            raise ValueError("inside")  # noqa: EM101, TRY003
+            raise ValueError("inside")
     async with limit.slot("next"):
         assert limit.statistics().holders == ("next",)
     assert limit.statistics().waiting == 0

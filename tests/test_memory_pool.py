@@ -76,13 +76,12 @@ async def test_requests_are_served_in_the_order_they_came_and_a_large_one_is_not
         async with pool.reserve(size_bytes):
             served.append(name)
 
-    async with anyio.create_task_group() as tasks:
-        async with pool.reserve(6):
-            for name, size_bytes in (("large", 10), ("small", 1), ("smaller", 0)):
-                tasks.start_soon(use, name, size_bytes)
-                await settle()
-            assert served == []
-            assert pool.statistics().waiting == 3
+    async with anyio.create_task_group() as tasks, pool.reserve(6):
+        for name, size_bytes in (("large", 10), ("small", 1), ("smaller", 0)):
+            tasks.start_soon(use, name, size_bytes)
+            await settle()
+        assert served == []
+        assert pool.statistics().waiting == 3
     assert served == ["large", "small", "smaller"]
 
 

@@ -82,7 +82,7 @@ class RecordingSink:
     def write_at(self, offset_bytes: int, buffers: Sequence[Buffer]) -> None:
         length = sum(memoryview(buffer).nbytes for buffer in buffers)
         if sum(end - start for start, end in self.extents) + length > self.fails_after_bytes:
-            raise LtsError("write", "x", "refused by a test")  # noqa: EM101
+            raise LtsError("write", "x", "refused by a test")
         self.sink.write_at(offset_bytes, buffers)
         with self._lock:
             self.extents.append((offset_bytes, offset_bytes + length))
@@ -265,7 +265,7 @@ async def test_a_cancelled_move_leaves_what_the_next_one_goes_on_from(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(move.run)
                 with anyio.fail_after(20):
-                    while (0, 3) not in move.digests:
+                    while (0, 3) not in move.digests:  # noqa: ASYNC110 - the move tells nobody
                         await anyio.sleep(0.005)
                 tasks.cancel_scope.cancel()
             first = dict(stage.recorded)

@@ -56,7 +56,9 @@ def extents(datablock: Datablock, done: set[WindowKey]) -> list[tuple[int, int, 
 
 @settings(max_examples=150, deadline=None)
 @given(datablocks())
-def test_every_byte_belongs_to_exactly_one_unit_and_done_windows_to_none(case: tuple[Datablock, set[WindowKey]]) -> None:
+def test_every_byte_belongs_to_exactly_one_unit_and_done_windows_to_none(
+    case: tuple[Datablock, set[WindowKey]],
+) -> None:
     datablock, done = case
     whole = sorted(extents(datablock, set()))
     position = 0

@@ -166,7 +166,7 @@ def test_a_claim_that_cannot_be_computed_proves_and_breaks_nothing() -> None:
 def test_the_error_names_the_first_break_and_notes_the_others() -> None:
     members = plan().members
     data = flipped(flipped(DATA, members[0].payload_offset_bytes + 1500), members[3].payload_offset_bytes)
-    with pytest.raises(DigestMismatchError, match="member 'a', window 1.*the side at fault: the LTS") as caught:
+    with pytest.raises(DigestMismatchError, match=r"member 'a', window 1.*the side at fault: the LTS") as caught:
         raise_breaks(compare(data).breaks)
     assert caught.value.__notes__ == [f"besides: {plan().name}, member 'z', window 0"]
 
@@ -180,7 +180,7 @@ class Memory:
     async def read(self, offset_bytes: int, view: memoryview, stall_timeout_s: float) -> None:
         await anyio.lowlevel.checkpoint()
         if offset_bytes <= self._fails_at < offset_bytes + view.nbytes:
-            raise LtsError("read", "x", f"no byte for {stall_timeout_s:g} s")  # noqa: EM102
+            raise LtsError("read", "x", f"no byte for {stall_timeout_s:g} s")
         view[:] = self._data[offset_bytes : offset_bytes + view.nbytes]
 
 
