@@ -21,6 +21,7 @@ __all__ = [
     "listing",
     "make_config",
     "make_parts",
+    "named_for",
     "open_engine",
     "random_bytes",
     "unfinished_uploads",
@@ -106,3 +107,8 @@ async def listing(sizes: Mapping[str, int]) -> AsyncIterator[SourceObject]:
     """A listing of objects that need not exist."""
     for path, size_bytes in sizes.items():
         yield SourceObject(path, size_bytes, "etag", 0)
+
+
+def named_for(server: S3Server, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files with names that the server can hold: moto answers 404 to keys with a newline."""
+    return {path.replace("\n", " ") if server.name == "moto" else path: body for path, body in files.items()}

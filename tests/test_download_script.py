@@ -12,7 +12,7 @@ import pytest
 
 from mover.engine import EngineConfig
 from mover.reports import RetrieveReport
-from tests.datasets import DATASET, archive, make_config, open_engine, random_bytes, upload
+from tests.datasets import DATASET, archive, make_config, named_for, open_engine, random_bytes, upload
 from tests.faults import CutReply, FaultProxy, Rule
 from tests.servers import BucketFactory, S3Server, s3_client
 
@@ -60,7 +60,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
 async def test_the_script_brings_every_file_back_under_its_name(
     config: EngineConfig, s3_server: S3Server, tmp_path: Path, *, as_files: bool
 ) -> None:
-    upload(s3_server, config.buckets.landing_zone, FILES)
+    upload(s3_server, config.buckets.landing_zone, named_for(s3_server, FILES))
     await archive(config)
     report = await retrieve(config, as_files=as_files)
     first = await run(tmp_path, report.script, "-- odd 'folder'" if as_files else "folder")
@@ -69,7 +69,7 @@ async def test_the_script_brings_every_file_back_under_its_name(
         first = await run(tmp_path, report.script, "--", "-- odd 'folder'")
     folder = tmp_path / ("-- odd 'folder'" if as_files else "folder")
     assert first.returncode == 0, first.stderr
-    assert unpacked(folder) == FILES
+    assert unpacked(folder) == named_for(s3_server, FILES)
     assert list((folder / ".datablocks").glob("*.tar")) == []
     assert not (tmp_path / "harm").exists()
     with s3_client(s3_server) as client:  # nothing is there to be loaded again
@@ -81,7 +81,7 @@ async def test_the_script_brings_every_file_back_under_its_name(
 
 
 async def test_keep_keeps_the_tar_files(config: EngineConfig, s3_server: S3Server, tmp_path: Path) -> None:
-    upload(s3_server, config.buckets.landing_zone, FILES)
+    upload(s3_server, config.buckets.landing_zone, named_for(s3_server, FILES))
     await archive(config)
     report = await retrieve(config, as_files=False)
     assert (await run(tmp_path, report.script, "--keep")).returncode == 0
@@ -113,7 +113,7 @@ async def test_an_interrupted_download_goes_on_where_it_stopped(
 async def test_damaged_bytes_are_loaded_again(
     config: EngineConfig, s3_server: S3Server, tmp_path: Path, *, unfinished: bool
 ) -> None:
-    upload(s3_server, config.buckets.landing_zone, FILES)
+    upload(s3_server, config.buckets.landing_zone, named_for(s3_server, FILES))
     await archive(config)
     report = await retrieve(config, as_files=True)
     assert (await run(tmp_path, report.script, "folder")).returncode == 0
@@ -125,13 +125,13 @@ async def test_damaged_bytes_are_loaded_again(
     done = await run(tmp_path, report.script, "folder")
     assert done.returncode == 0
     assert (b"again" in done.stderr) == unfinished
-    assert unpacked(tmp_path / "folder") == FILES
+    assert unpacked(tmp_path / "folder") == named_for(s3_server, FILES)
 
 
 async def test_what_the_bucket_lost_or_changed_is_listed_and_fails_the_script(
     config: EngineConfig, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    upload(s3_server, config.buckets.landing_zone, FILES)
+    upload(s3_server, config.buckets.landing_zone, named_for(s3_server, FILES))
     await archive(config)
     report = await retrieve(config, as_files=True)
     gone, changed = report.objects[0], next(item for item in report.objects if item.key.endswith(".hidden"))
@@ -143,7 +143,7 @@ async def test_what_the_bucket_lost_or_changed_is_listed_and_fails_the_script(
     assert f"2 of {len(FILES)} failed".encode() in done.stderr
     assert b"FAILED  ./folder/-rf" in done.stderr
     assert b"FAILED  ./folder/folder/.hidden (its checksum" in done.stderr
-    assert set(unpacked(tmp_path / "folder")) == set(FILES) - {"-rf", "folder/.hidden"}
+    assert set(unpacked(tmp_path / "folder")) == set(named_for(s3_server, FILES)) - {"-rf", "folder/.hidden"}
 
 
 async def test_links_are_never_among_the_arguments_of_a_program(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from mover.engine import EngineConfig
@@ -21,8 +24,17 @@ from mover.errors import (
 )
 from mover.model import Progress, archive_id, raw_files_prefix
 from mover.policies.parts import MAX_PARTS, MIN_PART_BYTES, part_bytes, require_memory
-from tests.datasets import DATASET, archive, make_config, open_engine, random_bytes, unfinished_uploads, upload
-from tests.faults import Answer, FaultProxy, Rule, StallRequest
+from tests.datasets import (
+    DATASET,
+    archive,
+    make_config,
+    named_for,
+    open_engine,
+    random_bytes,
+    unfinished_uploads,
+    upload,
+)
+from tests.faults import Answer, FaultProxy, Rule, StallRequest, TrickleReply
 from tests.servers import BucketFactory, S3Server, object_keys, put_objects, s3_client
 
 pytestmark = pytest.mark.anyio
@@ -39,10 +51,15 @@ FILES = {
 PREFIX = raw_files_prefix(DATASET)
 
 
+async def wait_until(condition: Callable[[], bool]) -> None:
+    while not await anyio.to_thread.run_sync(condition):
+        pass
+
+
 @pytest.fixture
 def config(tmp_path: Path, s3_server: S3Server, bucket: BucketFactory) -> EngineConfig:
-    made = make_config(tmp_path, s3_server, bucket, target_bytes=18 << 20, buffer_bytes=32 << 20)
-    upload(s3_server, made.buckets.landing_zone, FILES)
+    made = make_config(tmp_path, s3_server, bucket, target_bytes=10 << 20, buffer_bytes=32 << 20)
+    upload(s3_server, made.buckets.landing_zone, named_for(s3_server, FILES))
     return made
 
 
@@ -142,9 +159,10 @@ async def test_members_come_back_as_objects_under_their_names(config: EngineConf
     async with open_engine(config) as engine:
         report = await engine.retrieve(DATASET, form="files")
         again = await engine.retrieve(DATASET, form="files")
-    assert retrieved(s3_server, config) == {PREFIX + path: body for path, body in FILES.items()}
+    files = named_for(s3_server, FILES)
+    assert retrieved(s3_server, config) == {PREFIX + path: body for path, body in files.items()}
     assert {item.key: item.sha256 for item in report.objects} == {
-        PREFIX + path: hashlib.sha256(body).hexdigest() for path, body in FILES.items()
+        PREFIX + path: hashlib.sha256(body).hexdigest() for path, body in files.items()
     }
     assert {item.outcome for item in again.objects} == {"adopted"}
     assert again.counters.lts_read_bytes == 0
@@ -204,17 +222,25 @@ async def test_a_failed_upload_leaves_nothing_behind(config: EngineConfig, s3_se
     assert object_keys(s3_server, config.buckets.retrieval) == []
 
 
-@pytest.mark.parametrize("stalled", ["partNumber=2", "uploads"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(StallRequest(0), target="partNumber=2"),
+        Rule(TrickleReply(1, 1.0), target="uploads"),  # cancelled when the server has begun and nobody knows it yet
+    ],
+    ids=["sending", "beginning"],
+)
 async def test_a_cancelled_retrieval_leaves_nothing_behind(
-    config: EngineConfig, s3_server: S3Server, tmp_path: Path, stalled: str
+    config: EngineConfig, s3_server: S3Server, tmp_path: Path, rule: Rule
 ) -> None:
     await archive(config)
     async with FaultProxy(s3_server.endpoint_url) as proxy:
-        through = make_config(tmp_path, s3_server, config.buckets, endpoint_url=proxy.url, stall_timeout_s=1.0)
-        proxy.rules.append(Rule(StallRequest(0), target=stalled))
+        through = make_config(tmp_path, s3_server, config.buckets, endpoint_url=proxy.url)
+        proxy.rules.append(replace(rule))
         async with open_engine(through) as engine, anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: engine.retrieve(DATASET, files=["large"]))
             await proxy.wait_until(lambda: any(item.fault for item in proxy.seen))
+            await wait_until(lambda: bool(unfinished_uploads(s3_server, config.buckets.retrieval)))
             tasks.cancel_scope.cancel()
     assert unfinished_uploads(s3_server, config.buckets.retrieval) == []
     assert object_keys(s3_server, config.buckets.retrieval) == []
