@@ -69,7 +69,9 @@ async def stage(parts: Parts, journal: DatablockJournal, plan: DatasetPlan | Non
         first.payload_offset_bytes + 1,
     )
     expected = {
-        (index, window): digest_of((FILES | {"windows": WINDOWS})[member.path][window * WINDOW_BYTES : (window + 1) * WINDOW_BYTES])
+        (index, window): digest_of(
+            (FILES | {"windows": WINDOWS})[member.path][window * WINDOW_BYTES : (window + 1) * WINDOW_BYTES]
+        )
         for index, member in enumerate(datablock.members)
         for window in range(max(1, math.ceil(member.size_bytes / WINDOW_BYTES)))
     }
@@ -117,13 +119,15 @@ async def test_an_interrupted_staging_fetches_only_the_parts_that_are_missing(
     config: EngineConfig, s3_server: S3Server, journal: DatablockJournal, tmp_path: Path
 ) -> None:
     async with FaultProxy(s3_server.endpoint_url) as proxy:
-        broken = make_config(tmp_path, s3_server, config.buckets, endpoint_url=proxy.url, staging=True)
+        broken = make_config(
+            tmp_path, s3_server, config.buckets, endpoint_url=proxy.url, staging=True, buffer_bytes=18 << 20
+        )
         proxy.rules.append(Rule(Answer(403, "AccessDenied"), method="PUT", target="partNumber=3", times=math.inf))
         async with make_parts(broken) as parts:
             with pytest.raises(ObjectAccessError):
                 await stage(parts, journal)
     done = len(journal.state.parts)
-    assert journal.state.upload_id
+    assert done >= 1  # the memory holds one part at a time
     async with make_parts(config) as parts:
         plan = await plan_source(parts, DATASET)
         missing = [part for part in _in_parts(plan.datablocks[0]) if part.number not in journal.state.parts]
