@@ -199,7 +199,9 @@ class _Retrieval:
             if found.size_bytes > _SIDECAR_LIMIT_BYTES:
                 return ""
             whole = ByteRange(self._bucket, key, found.etag, found.size_bytes, 0, found.size_bytes)
-            return read_sidecar(await retrying(lambda: lanes.reader.fetch(whole), lanes.retry))
+            text = bytearray(found.size_bytes)
+            await retrying(lambda: lanes.reader.fetch(whole, memoryview(text)), lanes.retry)
+            return read_sidecar(text)
         except ObjectMissingError:
             return ""
 

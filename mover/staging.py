@@ -22,12 +22,13 @@ from mover.reports import ByteCounters
 from mover.streams.interfaces import Buffer, ByteRange, MultipartUpload
 from mover.streams.memory import BufferPool
 from mover.streams.pipe import STREAM_BUFFER_BYTES, Locate, MoveCounters, UnitMover, WindowDigest
-from mover.streams.units import Batch, Slice, WindowKey, cut
+from mover.streams.units import BATCH_BYTES, Batch, Slice, WindowKey, cut
 from mover.tasks import open_task_group
 
 __all__ = ["empty_staging", "from_datablock_object", "stage_datablock"]
 
 _FINGERPRINT = "mover-fingerprint"
+_SCRATCH_BYTES = max(BATCH_BYTES, STREAM_BUFFER_BYTES)  # what a part's units need besides, one after another
 _PARTS_IN_FLIGHT = 6  # as far as the memory allows
 
 
@@ -81,12 +82,7 @@ class _Part(msgspec.Struct, frozen=True):
     @property
     def memory_bytes(self) -> int:
         """The part itself, and the bodies that wait to be copied into it."""
-        return self.size_bytes + self.scratch_bytes
-
-    @property
-    def scratch_bytes(self) -> int:
-        """What its units need besides, one after another."""
-        return max(unit.payload_bytes if isinstance(unit, Batch) else STREAM_BUFFER_BYTES for unit in self.units)
+        return self.size_bytes + _SCRATCH_BYTES
 
 
 class _PartSink:
@@ -218,7 +214,7 @@ class _Staging:
         # one lease for all that the part needs: whoever holds memory never waits for more
         async with lanes.pool.lease(part.memory_bytes) as leased:
             view = leased[: part.size_bytes]
-            sink, scratch = _PartSink(view, part.offset_bytes), BufferPool(part.scratch_bytes)
+            sink, scratch = _PartSink(view, part.offset_bytes), BufferPool(_SCRATCH_BYTES)
             mover = UnitMover(sink, lanes, scratch, self._landing_zone, self._received)
             for unit in part.units:
                 windows += await mover.move(unit)

@@ -64,8 +64,11 @@ class ObjectReader(Protocol):
         ObjectThrottledError, ObjectTransientError, StallError, ShortReadError: worth another attempt.
     """
 
-    async def fetch(self, item: ByteRange) -> Buffer:
-        """The whole range, in memory; for ranges of a few MiB. Cancellation drops the request."""
+    async def fetch(self, item: ByteRange, view: memoryview) -> None:
+        """Fills ``view``, which is as long as the range, with all of it; for ranges of a few MiB.
+
+        Cancellation drops the request and lets go of ``view``.
+        """
         ...
 
     async def stream(self, item: ByteRange, buffer: memoryview, consume: Consumer) -> None:

@@ -17,7 +17,7 @@ from mover.policies.retry import Progressing, RetryPolicy, retrying
 from mover.streams.hashing import WindowHash, digest_of
 from mover.streams.interfaces import Buffer, ByteRange, ObjectReader, PositionalSink
 from mover.streams.memory import BufferPool
-from mover.streams.units import Batch, BatchMember, Slice, WindowKey, cut
+from mover.streams.units import Batch, Slice, WindowKey, cut
 from mover.tasks import open_task_group
 
 __all__ = [
@@ -176,29 +176,28 @@ class UnitMover:
             return unit.index, unit.window, stream.hash.hexdigest()
 
     async def _move_batch(self, unit: Batch) -> list[WindowDigest]:
-        async with self._pool.reserve(unit.payload_bytes):
-            bodies: list[Buffer] = [b""] * len(unit.members)
-
-            async def fetch(position: int, item: BatchMember) -> None:
-                bodies[position] = await self._fetch(item.member)
-
+        # sizes in powers of two: buffers fit again
+        async with self._pool.lease(1 << (unit.payload_bytes - 1).bit_length()) as buffer:
+            bodies: list[memoryview] = []
+            position = 0
             async with open_task_group() as tasks:
-                for position, item in enumerate(unit.members):
-                    tasks.start_soon(fetch, position, item)
+                for item in unit.members:
+                    bodies.append(buffer[position : position + item.member.size_bytes])
+                    position += item.member.size_bytes
+                    tasks.start_soon(self._fetch, item.member, bodies[-1])
             return await anyio.to_thread.run_sync(self._write_batch, unit, bodies, limiter=self._lanes.disk)
 
-    async def _fetch(self, member: Member | ManifestMember) -> Buffer:
+    async def _fetch(self, member: Member | ManifestMember, view: memoryview) -> None:
         item = self._locate(member, 0, member.size_bytes)
         if item.object_bytes and not item.size_bytes:
-            return b""  # an empty member of a datablock object: HTTP has no empty ranges
+            return  # an empty member of a datablock object: HTTP has no empty ranges
 
-        async def attempt() -> Buffer:
+        async def attempt() -> None:
             async with self._lanes.requests:
-                return await self._lanes.reader.fetch(item)
+                await self._lanes.reader.fetch(item, view)
 
-        body = await retrying(attempt, self._lanes.retry, on_retry=self._lanes.on_retry)
-        self._counters.received_bytes += len(body)
-        return body
+        await retrying(attempt, self._lanes.retry, on_retry=self._lanes.on_retry)
+        self._counters.received_bytes += len(view)
 
     def _write_batch(self, unit: Batch, bodies: Sequence[Buffer]) -> list[WindowDigest]:
         digests, buffers = [], []

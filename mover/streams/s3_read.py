@@ -76,13 +76,14 @@ class S3Reader:
         """Counters so far."""
         return ReaderStatistics(self._requests, self._received_bytes)
 
-    async def fetch(self, item: ByteRange) -> Buffer:
+    async def fetch(self, item: ByteRange, view: memoryview) -> None:
         """See ``ObjectReader``."""
         if not _fits_obstore(item.key):
-            return await self._fetch_by_thread(item)
+            await self._fetch_by_thread(item, view)
+            return
         self._requests += 1
         try:
-            body = await self._get(item)
+            received_bytes = await self._get(item, view)
         except TimeoutError as exc:
             raise StallError(_OP, item.location, self._endpoint.stall_timeout_s) from exc
         except obstore.exceptions.NotFoundError as exc:
@@ -91,11 +92,11 @@ class S3Reader:
             raise ObjectChangedError(_OP, item.location, "ETag", item.etag, "another one") from exc
         except (obstore.exceptions.BaseError, OSError):
             # obstore tells the kinds of failure apart by text only; the plain request does by status and code
-            return await self._fetch_by_thread(item)
-        if len(body) != item.size_bytes:
-            raise ShortReadError(_OP, item.location, item.size_bytes, len(body))
-        self._received_bytes += len(body)
-        return body
+            await self._fetch_by_thread(item, view)
+            return
+        if received_bytes != item.size_bytes:
+            raise ShortReadError(_OP, item.location, item.size_bytes, received_bytes)
+        self._received_bytes += received_bytes
 
     async def stream(self, item: ByteRange, buffer: memoryview, consume: Consumer) -> None:
         """See ``ObjectReader``."""
@@ -117,12 +118,11 @@ class S3Reader:
 
         return counted
 
-    async def _fetch_by_thread(self, item: ByteRange) -> Buffer:
-        body = memoryview(bytearray(item.size_bytes))
-        await self.stream(item, body, lambda _: None)  # one piece, which stays where it was received
-        return body
+    async def _fetch_by_thread(self, item: ByteRange, view: memoryview) -> None:
+        await self.stream(item, view, lambda _: None)  # one piece, which stays where it was received
 
-    async def _get(self, item: ByteRange) -> Buffer:
+    async def _get(self, item: ByteRange, view: memoryview) -> int:
+        """Bytes received; no more than a chunk of them is held besides ``view``."""
         options: obstore.GetOptions = {"if_match": f'"{item.etag}"'}
         if item.size_bytes != item.object_bytes:
             options["range"] = (item.start, item.end)
@@ -138,16 +138,16 @@ class S3Reader:
             raise ObjectTransientError(_OP, item.location, "the server answered another range")
         if item.size_bytes <= _CHUNK_BYTES:
             with anyio.fail_after(stall_timeout_s):
-                return memoryview(await result.bytes_async())
-        body = bytearray()
+                return _put(view, 0, await result.bytes_async())
+        position = 0
         chunks = aiter(result.stream(min_chunk_size=_CHUNK_BYTES))
-        while len(body) < item.size_bytes:  # in chunks, so that a slow body is no stall
+        while position < item.size_bytes:  # in chunks, so that a slow body is no stall
             with anyio.fail_after(stall_timeout_s):
                 chunk = await anext(chunks, None)
             if chunk is None:
                 break
-            body += chunk
-        return body
+            position = _put(view, position, chunk)
+        return position
 
     def _store(self, bucket: str) -> obstore.store.S3Store:
         if bucket not in self._stores:
@@ -167,6 +167,13 @@ class S3Reader:
                 retry_config={"max_retries": 0},
             )
         return self._stores[bucket]
+
+
+def _put(view: memoryview, position: int, chunk: Buffer | obstore.Bytes) -> int:
+    """Copies as much of ``chunk`` as there is room for; returns where it ends, beyond the view when it is too long."""
+    end = position + len(chunk)
+    view[position:end] = memoryview(chunk)[: len(view) - position]
+    return end
 
 
 async def _abort_when_cancelled(request: RangeRequest) -> None:

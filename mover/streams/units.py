@@ -11,9 +11,9 @@ from mover.streams.tar import TarPiece, structure
 
 __all__ = ["BATCH_BYTES", "BATCH_MEMBERS", "SMALL_BYTES", "Batch", "BatchMember", "Slice", "WindowKey", "cut"]
 
-SMALL_BYTES = 4 << 20
-"""Members up to this size are fetched whole, into memory; larger ones stream in windows. Several batches of them fit
-into the smallest buffer that can be configured."""
+SMALL_BYTES = 256 << 10
+"""Members up to this size are fetched whole, many at a time; larger ones stream in windows. Beside its body, a request
+in flight costs up to a MiB in the library, so larger bodies do better in the reused buffers of a few threads."""
 
 BATCH_BYTES = 4 << 20
 BATCH_MEMBERS = 64
