@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import anyio
@@ -10,17 +11,20 @@ import msgspec
 
 from mover.cleanup import Registered, release_source
 from mover.datablock import DatablockRun
-from mover.errors import LayoutMismatchError, LtsError, SourceDiffersError
+from mover.errors import LayoutMismatchError, LtsError, MoverError, SourceDiffersError
 from mover.model import Datablock, DatasetPlan, Manifest, ManifestMember, SourceObject, Stage, raw_files_prefix
 from mover.parts import Parts, hold_dataset, read_manifests
 from mover.plan import compare_with_manifests, plan_dataset
 from mover.policies.names import check_dataset_id
 from mover.reports import ArchiveReport, ByteCounters, DatablockReport, ReleaseReport
+from mover.staging import empty_staging
 from mover.streams.lts import LtsFolder
 from mover.tasks import open_task_group
 
 __all__ = ["ArchiveOptions", "archive_dataset", "plan_source"]
 
+
+_log = logging.getLogger(__name__)
 
 _GONE = "it has a manifest, but the datablock is gone; `mover repair` rebuilds it"
 
@@ -68,6 +72,9 @@ async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions
     async with hold_dataset(parts, dataset_id) as folder:
         manifests = await read_manifests(parts, folder)
         await _check_adopted(parts, folder, manifests)
+        if parts.staging:
+            for manifest in manifests:  # a run that ended right after its manifest leaves the copy behind
+                await empty_staging(parts, manifest)
         if manifests or plan is None:
             plan = await _plan_rest(parts, dataset_id, manifests)
         written = [] if plan is None else await _archive_datablocks(parts, folder, plan, manifests)
@@ -160,11 +167,19 @@ async def _register(parts: Parts, manifests: Sequence[Manifest]) -> list[Registe
                 await parts.catalogue.register(manifest.dataset_id, manifest)
             except BaseException:
                 with anyio.CancelScope(shield=True):
-                    for token in registered:
-                        await parts.catalogue.unregister(manifest.dataset_id, token.manifest)
+                    await _unregister(parts, registered)
                 raise
         registered.append(Registered(manifest))
     return registered
+
+
+async def _unregister(parts: Parts, registered: Sequence[Registered]) -> None:
+    """Takes back what was registered; one that resists does not keep the others, and registering again is harmless."""
+    for token in registered:
+        try:
+            await parts.catalogue.unregister(token.manifest.dataset_id, token.manifest)
+        except MoverError as exc:
+            _log.warning("%s stays registered: %s", token.manifest.archive_id, exc)
 
 
 async def _release(parts: Parts, dataset_id: str, registered: Sequence[Registered]) -> ReleaseReport:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mover.errors import ManifestError
+from mover.errors import ManifestError, ObjectAccessError
 from mover.model import EvidenceLevel, Manifest, ManifestMember, raw_files_prefix
 from mover.reports import ReleaseReport
 from mover.streams.interfaces import ObjectStore
@@ -68,10 +68,13 @@ async def empty_staging_copy(store: ObjectStore, bucket: str, manifest: Manifest
 
     Raises:
         ManifestError: the manifest holds no read-back evidence.
+        ObjectAccessError: the server refuses.
     """
     if not is_proved(manifest):
         raise ManifestError(manifest.archive_id, "it holds no read-back evidence; the staging copy stays")
-    await store.delete(bucket, [manifest.archive_id])
+    result = await store.delete(bucket, [manifest.archive_id])
+    for key, reason in result.failed:
+        raise ObjectAccessError("DELETE", f"s3://{bucket}/{key}", reason)
 
 
 def _why_kept(member: ManifestMember | None, size_bytes: int, etag: str) -> str:

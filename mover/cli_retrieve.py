@@ -16,6 +16,7 @@ from mover.cli_tables import print_listing, print_retrieval
 from mover.errors import UnknownFileError, UsageError
 from mover.model import ManifestMember
 from mover.reports import DatasetListing, RetrieveReport
+from mover.retrieve_copy import Selection
 from mover.shown import bytes_text, shown_name
 from mover.streams.durable import commit_file
 
@@ -40,7 +41,10 @@ async def retrieve(
     """Brings a dataset back; its links are the result."""
     async with open_engine(session) as engine:
         if dry_run:
-            found = [item async for item in engine.members(dataset_id) if not files or item[1].path in files]
+            selection = Selection(files)
+            found = [item async for item in engine.members(dataset_id) if not files or selection.takes(item[1].path)]
+            if selection.unknown:
+                raise UnknownFileError(dataset_id, selection.unknown)
             return _would_retrieve(dataset_id, files, found, form)
         report = await patiently(
             session, dataset_id, wait_s, lambda: engine.retrieve(dataset_id, files=files, form=form)
@@ -67,9 +71,6 @@ def _show_links(report: RetrieveReport, script: Path | None) -> None:
 def _would_retrieve(
     dataset_id: str, files: Sequence[str], found: list[tuple[int, ManifestMember]], form: _Form
 ) -> Outcome:
-    known = {member.path for _, member in found}
-    if unknown := [path for path in files if path not in known]:
-        raise UnknownFileError(dataset_id, unknown)
     payload_bytes = sum(member.size_bytes for _, member in found)
     numbers = sorted({number for number, _ in found})
     what = f"{len(numbers):,} datablock(s)" if form == "datablocks" and not files else f"{len(found):,} file(s)"

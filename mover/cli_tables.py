@@ -134,7 +134,7 @@ def print_listing(console: Console, listings: Sequence[DatasetListing]) -> None:
                 f"{item.file_count:,}",
                 f"{item.payload_bytes:,}",
                 f"{item.size_bytes:,}",
-                item.archived_at,
+                item.problem or item.archived_at,
             )
             for item in listings
         ),

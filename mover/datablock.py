@@ -143,7 +143,7 @@ class DatablockRun:
             await parts.on_lts(journal.begin, self._plan.fingerprint, datablock.size_bytes, writer.file_id)
             move = Move(datablock, writer, parts.lanes, locate, journal.add_windows, durable)
             await self._run_move(move, writer, reservation)
-            self._compare_with_received(move.digests, received)
+            await self._compare_with_received(journal, move.digests, received)
             # The rename keeps the inode: recorded before it, so that no instant loses what is durable.
             await parts.on_lts(journal.moved, writer.inode)
             await parts.on_lts(writer.commit)
@@ -170,9 +170,13 @@ class DatablockRun:
         finally:
             self._counters.add(move_counters(move, writer, staging=parts.staging))
 
-    def _compare_with_received(self, digests: Mapping[WindowKey, str], received: Mapping[WindowKey, str]) -> None:
+    async def _compare_with_received(
+        self, journal: DatablockJournal, digests: Mapping[WindowKey, str], received: Mapping[WindowKey, str]
+    ) -> None:
         for (index, window), expected in received.items():
             if digests[index, window] != expected:
+                await self._parts.on_lts(journal.begin_staging, "")  # the next run puts the copy together anew
+                await self._parts.on_lts(journal.forget_windows, [(index, window)])
                 where = f"{self._datablock.name}, member {self._datablock.members[index].path!r}, window {window}"
                 raise DigestMismatchError(where, ALGORITHM, expected, digests[index, window], "the staging bucket")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 
-from mover.model import ManifestMember
+from mover.errors import DatasetNotFoundError, ManifestError
+from mover.model import ManifestMember, dataset_folder
 from mover.parts import Parts, decode_manifest
 from mover.policies.names import check_dataset_id
 from mover.reports import DatasetListing
@@ -22,7 +23,9 @@ async def list_archived(parts: Parts, dataset_id: str | None = None) -> AsyncIte
     """
     if dataset_id is not None:
         check_dataset_id(dataset_id)
-        await committed_manifests(parts, parts.folder(dataset_id))
+        folder = parts.folder(dataset_id)
+        if not await parts.on_lts(folder.manifest_names):
+            raise DatasetNotFoundError(dataset_id, f"{parts.lts_root}/{dataset_folder(dataset_id)}")
         yield await _summarise(parts, dataset_id)
         return
     found: Iterator[str] = await parts.on_lts(list_datasets, parts.lts_root)
@@ -41,15 +44,19 @@ async def list_members(parts: Parts, dataset_id: str) -> AsyncIterator[tuple[int
 async def _summarise(parts: Parts, dataset_id: str) -> DatasetListing:
     folder = parts.folder(dataset_id)
     datablocks = count = files = payload_bytes = size_bytes = 0
-    archived_at = ""
+    archived_at = problem = ""
     for name in await parts.on_lts(folder.manifest_names):
         data = await parts.on_lts(folder.read_manifest, name)
         if data is not None:
-            manifest = await parts.on_lts(decode_manifest, data, name, dataset_id)
+            try:
+                manifest = await parts.on_lts(decode_manifest, data, name, dataset_id)
+            except ManifestError as exc:
+                problem = str(exc)
+                continue
             datablocks += 1
             count = manifest.datablock_count
             files += len(manifest.members)
             payload_bytes += manifest.payload_bytes
             size_bytes += manifest.size_bytes
             archived_at = max(archived_at, manifest.created_at)
-    return DatasetListing(dataset_id, datablocks, count, files, payload_bytes, size_bytes, archived_at)
+    return DatasetListing(dataset_id, datablocks, count, files, payload_bytes, size_bytes, archived_at, problem)

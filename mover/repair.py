@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import anyio
 
 from mover.datablock import from_landing_zone, move_counters
-from mover.errors import DatasetNotFoundError, DigestMismatchError, MoverError, ObjectMissingError
+from mover.errors import (
+    DatasetNotFoundError,
+    DigestMismatchError,
+    IntegrityError,
+    ObjectChangedError,
+    ObjectMissingError,
+)
 from mover.model import Manifest, Stage, dataset_folder
 from mover.parts import Parts, hold_dataset
 from mover.policies.names import check_dataset_id
@@ -23,6 +30,8 @@ from mover.verification import committed_manifests, expected_checksums, expected
 from mover.verify import raise_breaks
 
 __all__ = ["repair_datablock"]
+
+_log = logging.getLogger(__name__)
 
 
 async def repair_datablock(parts: Parts, dataset_id: str, number: int) -> DatablockReport:
@@ -73,37 +82,51 @@ async def _manifest(parts: Parts, folder: LtsFolder, number: int) -> Manifest:
 
 
 async def _rebuild(parts: Parts, folder: LtsFolder, manifest: Manifest, counters: ByteCounters) -> None:
+    """From the retrieval copy where there is one; when that is damaged, or gone, from the landing zone."""
+    copy = await _retrieval_copy(parts, manifest)
+    if copy is not None:
+        try:
+            await _write(parts, folder, manifest, counters, copy, "the retrieval copy")
+        except (IntegrityError, ObjectMissingError, ObjectChangedError) as exc:
+            _log.warning("the retrieval copy of %s is of no use: %s", manifest.archive_id, exc)
+        else:
+            return
+    source = from_landing_zone(parts.buckets.landing_zone, manifest.dataset_id)
+    await _write(parts, folder, manifest, counters, source, "the landing zone")
+
+
+async def _retrieval_copy(parts: Parts, manifest: Manifest) -> Locate | None:
+    bucket, key = parts.buckets.retrieval, manifest.archive_id
+    try:
+        copy = await parts.store.head(bucket, key)
+    except ObjectMissingError:
+        return None
+    if copy.size_bytes != manifest.size_bytes:
+        return None
+    return from_datablock_object(bucket, key, copy.etag, copy.size_bytes)
+
+
+async def _write(
+    parts: Parts, folder: LtsFolder, manifest: Manifest, counters: ByteCounters, locate: Locate, side: str
+) -> None:
     name = manifest.archive_id.rpartition("/")[2]
-    locate, from_copy = await _locate(parts, manifest)
     opening = partial(folder.open_writer, name, manifest.size_bytes, resume=False, replace_committed=True)
     writer: LtsWriter = await parts.on_lts(opening)
+    committed = False
     try:
         move = Move(manifest, writer, parts.lanes, locate, lambda _windows: None, {})
         stage = parts.announcer(manifest.dataset_id, Stage.MOVE, manifest.number, manifest.size_bytes)
         async with stage.following(lambda: writer.written_bytes):
             await move.run()
-        _compare(manifest, move.digests, "the retrieval copy" if from_copy else "the landing zone")
+        _compare(manifest, move.digests, side)
         await parts.on_lts(writer.commit)
+        committed = True
         counters.add(move_counters(move, writer, staging=False))
-    except MoverError:
-        with anyio.CancelScope(shield=True):
-            await parts.on_lts(writer.close)
-            await parts.on_lts(folder.discard, name)
-        raise
     finally:
         with anyio.CancelScope(shield=True):
             await parts.on_lts(writer.close)
-
-
-async def _locate(parts: Parts, manifest: Manifest) -> tuple[Locate, bool]:
-    bucket, key = parts.buckets.retrieval, manifest.archive_id
-    try:
-        copy = await parts.store.head(bucket, key)
-    except ObjectMissingError:
-        copy = None
-    if copy is not None and copy.size_bytes == manifest.size_bytes:
-        return from_datablock_object(bucket, key, copy.etag, copy.size_bytes), True
-    return from_landing_zone(parts.buckets.landing_zone, manifest.dataset_id), False
+            if not committed:
+                await parts.on_lts(folder.discard, name)
 
 
 def _compare(manifest: Manifest, digests: dict[WindowKey, str], side: str) -> None:

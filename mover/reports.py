@@ -128,3 +128,4 @@ class DatasetListing(msgspec.Struct, frozen=True):
     payload_bytes: int
     size_bytes: int
     archived_at: str
+    problem: str = ""  # a manifest that cannot be used; the numbers are then those of the others

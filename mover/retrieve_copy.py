@@ -133,9 +133,10 @@ class Selection:
 
     def among(self, manifest: Manifest) -> frozenset[str]:
         """Paths of members that are named, or below a folder that is."""
-        return frozenset(member.path for member in manifest.members if self._takes(member.path))
+        return frozenset(member.path for member in manifest.members if self.takes(member.path))
 
-    def _takes(self, path: str) -> bool:
+    def takes(self, path: str) -> bool:
+        """Whether this path is named, or lies below a folder that is."""
         named = [name for name in _with_folders(path) if name in self._names]
         self._found.update(named)
         return bool(named)

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
@@ -31,7 +32,9 @@ import msgspec
 import pytest
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 __all__ = [
     "BucketFactory",
@@ -65,13 +68,20 @@ class S3Server(msgspec.Struct, frozen=True):
 
 
 # --------------------------------------------------------------------------------------------------------- helpers
+@cache
+def _session() -> Session:
+    """One for all clients: each new one reads botocore's models again, which takes longer than most tests."""
+    import boto3
+
+    return boto3.session.Session()
+
+
 @contextmanager
 def s3_client(server: S3Server) -> Iterator[S3Client]:
     """A boto3 client, closed at the end; it may be used by several threads."""
-    import boto3
     from botocore.config import Config
 
-    client = boto3.session.Session().client(
+    client = _session().client(
         "s3",
         endpoint_url=server.endpoint_url,
         region_name=server.region,
@@ -124,7 +134,12 @@ def fresh_bucket(server: S3Server) -> Iterator[str]:
 def _remove_bucket(server: S3Server, bucket: str) -> None:
     keys = object_keys(server, bucket)
     with s3_client(server) as client, ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda key: client.delete_object(Bucket=bucket, Key=key), keys))
+        if server.name == "moto":  # quick; elsewhere batches may be what is tested
+            for start in range(0, len(keys), 1000):
+                batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + 1000]]
+                client.delete_objects(Bucket=bucket, Delete={"Objects": batch, "Quiet": True})
+        else:
+            list(pool.map(lambda key: client.delete_object(Bucket=bucket, Key=key), keys))
         if server.name != "rclone":  # it has no listing of uploads
             for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket):
                 for upload in page.get("Uploads", []):
@@ -249,10 +264,12 @@ def _missing_programs() -> list[str]:
 
 # ----------------------------------------------------------------------------------------------------------- hooks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what needs RGW, and leaves it out where that cannot run, unless this is CI."""
+    """Marks what needs RGW, which is slow, and leaves it out where that cannot run, unless this is CI."""
     for item in items:
         if "rgw_server" in getattr(item, "fixturenames", ()):
             item.add_marker("rgw")
+        if item.get_closest_marker("rgw"):
+            item.add_marker("slow")
         if item.get_closest_marker("rgw") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_RGW_TIMEOUT_S))
     if _RGW_GIVEN or os.environ.get("CI") or not _missing_programs():

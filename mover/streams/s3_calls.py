@@ -6,12 +6,13 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import msgspec
 from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
+from aiobotocore.session import AioSession, get_session
 from botocore.handlers import add_expect_header
 
 from mover.errors import MoverError
@@ -104,6 +105,12 @@ class S3Calls:
         self._sent_bytes += size_bytes
 
 
+@cache
+def _session() -> AioSession:
+    """One for all clients of the process: each new one reads botocore's models again."""
+    return get_session()
+
+
 @asynccontextmanager
 async def open_client(endpoint: S3Endpoint, endpoint_url: str) -> AsyncIterator[S3Client]:
     """A client that speaks plain S3: path style, SigV4, no checksums of its own, no retries of its own."""
@@ -118,7 +125,7 @@ async def open_client(endpoint: S3Endpoint, endpoint_url: str) -> AsyncIterator[
         max_pool_connections=endpoint.max_connections,
         warm_up_loader_caches=True,  # reads botocore's models in a thread, not on the loop
     )
-    async with get_session().create_client(
+    async with _session().create_client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=endpoint.region,
