@@ -55,6 +55,7 @@ async def test_a_missing_bucket_fails_alone_and_the_other_checks_go_on(
     assert failed == ["landing zone no-such-bucket"]
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_not_there_fails_every_check_and_names_no_secret() -> None:
     gone = S3Server("gone", "http://127.0.0.1:9", "user", "very-secret-text")
     with anyio.fail_after(60):

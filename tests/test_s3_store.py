@@ -146,6 +146,7 @@ async def test_a_name_with_a_newline_is_listed_and_only_it_is_deleted(store: S3S
     assert await paths(store) == ["a b", "ab"]
 
 
+@pytest.mark.slow
 async def test_a_listing_goes_on_over_many_pages_and_a_lost_page_is_asked_for_again(
     store: S3Store, faulty: S3Store, proxy: FaultProxy
 ) -> None:

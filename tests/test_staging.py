@@ -88,6 +88,7 @@ def on_the_lts(config: EngineConfig) -> bytes:
     return (config.lts_root / KEY).read_bytes()
 
 
+@pytest.mark.slow
 async def test_a_staged_object_is_the_tar_file_byte_for_byte(
     config: EngineConfig, s3_server: S3Server, journal: DatablockJournal
 ) -> None:
