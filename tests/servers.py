@@ -50,6 +50,7 @@ BucketFactory = Callable[[], str]
 _RGW_SCRIPT = Path(__file__).parent.parent / "docker" / "rgw" / "ceph-rgw"
 _RGW_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "monmaptool", "curl", "uuidgen")
 _RGW_FOLDER = "mover-test-rgw-"
+_RGW_STARTS = 3  # a port that was free may be taken by the time that its program binds it
 _RGW_PACKAGES = "radosgw ceph-mon ceph-osd ceph-common uuid-runtime curl"
 _RGW_GIVEN = os.environ.get("MOVER_TEST_RGW", "")
 _START_TIMEOUT_S = 30.0
@@ -175,6 +176,17 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
         yield S3Server("rclone", url, "test", "test-secret")
 
 
+def _start_rgw(command: list[str]) -> subprocess.CompletedProcess[str]:
+    options = ["--port", "0", "--mon-port", "0", "--user", "test", "--password", "test-secret", "--gib", "6"]
+    said = ""
+    for _ in range(_RGW_STARTS):
+        started = subprocess.run([*command, *options], check=False, capture_output=True, text=True, timeout=200)
+        if not started.returncode:
+            return started
+        said = started.stderr
+    pytest.fail(f"Ceph RGW does not start:\n{said}")
+
+
 @pytest.fixture(scope="session")
 def rgw_server() -> Iterator[S3Server]:
     if _RGW_GIVEN:
@@ -188,13 +200,7 @@ def rgw_server() -> Iterator[S3Server]:
     folder = _memory_folder() / f"{_RGW_FOLDER}{os.getpid()}"
     command = [str(_RGW_SCRIPT), "--dir", str(folder)]
     try:
-        ports = ["--port", "0", "--mon-port", "0"]
-        access = ["--user", "test", "--password", "test-secret"]
-        started = subprocess.run(
-            [*command, *ports, *access, "--gib", "6"], check=False, capture_output=True, text=True, timeout=200
-        )
-        if started.returncode:
-            pytest.fail(f"Ceph RGW does not start:\n{started.stderr}")
+        started = _start_rgw(command)
         yield S3Server("rgw", started.stdout.splitlines()[-1], "test", "test-secret")
     finally:
         subprocess.run([*command, "--stop"], check=True, timeout=60)
