@@ -90,7 +90,7 @@ async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions
 async def _check_adopted(parts: Parts, folder: LtsFolder, manifests: Sequence[Manifest]) -> None:
     """Committed datablocks count only while their files are there and have their sizes."""
     for manifest in manifests:
-        name = manifest.archive_id.rpartition("/")[2]
+        name = manifest.name
         size_bytes = await parts.on_lts(folder.datablock_size, name)
         if size_bytes is None:
             raise LtsError("adopt", str(folder.datablock_path(name)), _GONE)
@@ -190,7 +190,7 @@ async def _release(parts: Parts, dataset_id: str, registered: Sequence[Registere
 def _adopted(manifest: Manifest) -> DatablockReport:
     return DatablockReport(
         number=manifest.number,
-        name=manifest.archive_id.rpartition("/")[2],
+        name=manifest.name,
         size_bytes=manifest.size_bytes,
         payload_bytes=manifest.payload_bytes,
         members=len(manifest.members),

@@ -196,6 +196,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str = ""  # s3://bucket/prefix the members came from
     version: int = FORMAT_VERSION
 
+    @property
+    def name(self) -> str:
+        """File name of the datablock on the LTS."""
+        return datablock_name(self.dataset_id, self.number)
+
 
 class Stage(StrEnum):
     """Steps of the two pipelines, in their order."""

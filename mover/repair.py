@@ -61,7 +61,7 @@ async def repair_datablock(parts: Parts, dataset_id: str, number: int) -> Databl
             raise_breaks(result.breaks)
     return DatablockReport(
         number=number,
-        name=manifest.archive_id.rpartition("/")[2],
+        name=manifest.name,
         size_bytes=manifest.size_bytes,
         payload_bytes=manifest.payload_bytes,
         members=len(manifest.members),
@@ -109,7 +109,7 @@ async def _retrieval_copy(parts: Parts, manifest: Manifest) -> Locate | None:
 async def _write(
     parts: Parts, folder: LtsFolder, manifest: Manifest, counters: ByteCounters, locate: Locate, side: str
 ) -> None:
-    name = manifest.archive_id.rpartition("/")[2]
+    name = manifest.name
     opening = partial(folder.open_writer, name, manifest.size_bytes, resume=False, replace_committed=True)
     writer: LtsWriter = await parts.on_lts(opening)
     committed = False

@@ -73,7 +73,7 @@ class DatablockCheck:
             raise_breaks(result.breaks)
         found = labelled(result.digest)
         if found != self._manifest.digest:
-            name = self._manifest.archive_id.rpartition("/")[2]
+            name = self._manifest.name
             raise DigestMismatchError(name, ALGORITHM, self._manifest.digest, found, _SIDE)
         sha256 = self._sha256.hexdigest()
         self._on_proved(sha256)

@@ -65,7 +65,7 @@ def from_datablock_object(bucket: str, key: str, etag: str, object_bytes: int) -
     """Bytes of members come from one object that is the whole datablock."""
 
     def locate(member: Member | ManifestMember, start: int, end: int) -> ByteRange:
-        offset_bytes = member.offset_bytes + member.header_bytes
+        offset_bytes = member.payload_offset_bytes
         return ByteRange(bucket, key, etag, object_bytes, offset_bytes + start, offset_bytes + end)
 
     return locate

@@ -75,7 +75,7 @@ def expected_checksums(manifest: Manifest) -> Mapping[str, SourceChecksum]:
 
 
 async def _verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest, level: VerifyLevel) -> DatablockReport:
-    name = manifest.archive_id.rpartition("/")[2]
+    name = manifest.name
     size_bytes = await parts.on_lts(folder.datablock_size, name)
     if size_bytes is None:
         raise LtsError("verify", str(folder.datablock_path(name)), "it has a manifest, but the datablock is gone")
