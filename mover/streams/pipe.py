@@ -65,7 +65,6 @@ class Lanes:
         self.streams = anyio.CapacityLimiter(streams)
         self.disk = anyio.CapacityLimiter(streams + 2)
         self.workers = min(requests, _UNITS_IN_FLIGHT)
-        self.on_retry: Callable[[MoverError, int, float], None] | None = None
 
     def stream_slot(self) -> AbstractAsyncContextManager[None]:
         """A place among the streaming windows."""
@@ -170,7 +169,7 @@ class UnitMover:
                         progress.advanced()
                     self._counters.received_bytes += stream.position - before
 
-            await retrying(attempt, self._lanes.retry, progress=progress, on_retry=self._lanes.on_retry)
+            await retrying(attempt, self._lanes.retry, progress=progress)
             if stream.write_failure is not None:
                 raise stream.write_failure
             return unit.index, unit.window, stream.hash.hexdigest()
@@ -196,7 +195,7 @@ class UnitMover:
             async with self._lanes.requests:
                 await self._lanes.reader.fetch(item, view)
 
-        await retrying(attempt, self._lanes.retry, on_retry=self._lanes.on_retry)
+        await retrying(attempt, self._lanes.retry)
         self._counters.received_bytes += len(view)
 
     def _write_batch(self, unit: Batch, bodies: Sequence[Buffer]) -> list[WindowDigest]:
