@@ -11,6 +11,9 @@ from enum import IntEnum, StrEnum
 from typing import ClassVar
 
 __all__ = [
+    "CatalogueAccessError",
+    "CatalogueConflictError",
+    "CatalogueTransientError",
     "ConfigError",
     "DatasetBusyError",
     "DatasetNotFoundError",
@@ -20,6 +23,7 @@ __all__ = [
     "HostileNameError",
     "IncompleteDatasetError",
     "IntegrityError",
+    "JobNotFoundError",
     "JournalError",
     "LayoutMismatchError",
     "LtsError",
@@ -191,6 +195,14 @@ class UnknownFileError(UserError):
         super().__init__(f"dataset {dataset_id!r} has no file {describe_paths(paths)}")
 
 
+class JobNotFoundError(UserError):
+    """The catalogue has no such job, or can no longer update it."""
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        self.job_id, self.reason = job_id, reason
+        super().__init__(f"job {job_id!r}: {reason}")
+
+
 class ObjectMissingError(UserError):
     """An object of the plan is gone."""
 
@@ -230,6 +242,17 @@ class LayoutMismatchError(IntegrityError):
     def __init__(self, where: str, what: str, expected: object, found: object) -> None:
         self.where, self.what, self.expected, self.found = where, what, expected, found
         super().__init__(f"{where}: {what} is {found!r}, planned {expected!r}")
+
+
+class CatalogueConflictError(IntegrityError):
+    """The catalogue has a datablock of this name with another content."""
+
+    def __init__(self, archive_id: str, what: str, expected: object, found: object) -> None:
+        self.archive_id, self.what, self.expected, self.found = archive_id, what, expected, found
+        super().__init__(
+            f"the catalogue has datablock {archive_id!r} with another content: {what} is {found!r} there,"
+            f" {expected!r} here"
+        )
 
 
 class ManifestError(IntegrityError):
@@ -313,6 +336,24 @@ class UploadMissingError(ObjectAccessError):
 
     def __init__(self, op: str, location: str) -> None:
         super().__init__(op, location, "the multipart upload does not exist (any more)")
+
+
+class CatalogueTransientError(MoverError):
+    """The catalogue or the way to it failed in a way that passes."""
+
+    retryable = True
+
+    def __init__(self, op: str, target: str, reason: str, retry_after_s: float | None = None) -> None:
+        self.op, self.target, self.reason, self.retry_after_s = op, target, reason, retry_after_s
+        super().__init__(f"catalogue, {op} {target}: {reason}")
+
+
+class CatalogueAccessError(MoverError):
+    """The catalogue refuses: credentials, permissions, a request that it does not take, an answer that is none."""
+
+    def __init__(self, op: str, target: str, reason: str) -> None:
+        self.op, self.target, self.reason = op, target, reason
+        super().__init__(f"catalogue, {op} {target}: {reason}")
 
 
 class LtsError(MoverError):

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("mover.listing", "mover.verification", "mover.proof"),
     ),
     ("mover.engine", "mover.engine_*", "mover.capacity", "mover.capacity_*"),
+    ("mover.jobs", "mover.jobs_*"),
     ("mover.api", "mover.api_*"),
     (
         *("mover.daemon", "mover.daemon_*", "mover.cli", "mover.cli_*", "mover.__main__"),
@@ -46,6 +47,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "botocore": ("mover.streams.s3*",),
     "boto3": ("mover.streams.s3*",),
     "aiohttp": ("mover.streams.s3*",),
+    "httpx": ("mover.scicat*", "mover.demo*", "mover.doctor*", "mover.api*", "flows.*"),
     "obstore": ("mover.streams.s3*",),
     "http.client": ("mover.streams.s3*",),
     "moto": ("mover.demo*",),
@@ -57,7 +59,7 @@ DURABLE = "mover.streams.durable"
 DURABLE_CALLS = frozenset({"os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "shutil.move"})
 BARE_NAMES = frozenset({"size", "timeout", "interval"})
 MODULE_LINES, TEST_MODULE_LINES, FUNCTION_LINES = 300, 500, 40
-LONGER_MODULES = {"mover.errors": 400}  # one list of short classes; the tree is read as a whole
+LONGER_MODULES = {"mover.errors": 460}  # one list of short classes; the tree is read as a whole
 
 
 class SourceFile(NamedTuple):
