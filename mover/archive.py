@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -162,9 +163,10 @@ async def _register(parts: Parts, manifests: Sequence[Manifest]) -> list[Registe
     """Tells the catalogue, one datablock after another, only now that all are proved: all of them or none."""
     registered: list[Registered] = []
     for manifest in manifests:
+        register = partial(parts.catalogue.register, manifest.dataset_id, manifest)
         with parts.announcer(manifest.dataset_id, Stage.REGISTER, manifest.number).stage():
             try:
-                await parts.catalogue.register(manifest.dataset_id, manifest)
+                await parts.run_stage(Stage.REGISTER, manifest.name, register)
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await _unregister(parts, registered)
@@ -183,8 +185,9 @@ async def _unregister(parts: Parts, registered: Sequence[Registered]) -> None:
 
 
 async def _release(parts: Parts, dataset_id: str, registered: Sequence[Registered]) -> ReleaseReport:
+    release = partial(release_source, parts.store, parts.buckets.landing_zone, registered)
     with parts.announcer(dataset_id, Stage.RELEASE).stage():
-        return await release_source(parts.store, parts.buckets.landing_zone, registered)
+        return await parts.run_stage(Stage.RELEASE, dataset_id, release)
 
 
 def _adopted(manifest: Manifest) -> DatablockReport:

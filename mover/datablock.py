@@ -101,9 +101,13 @@ class DatablockRun:
         began = anyio.current_time()
         async with self._admitted() as reservation:
             locate, received = await self._source(journal)
-            async with self._parts.limits.move_to_lts.slot(self._datablock.name):
+
+            async def write() -> dict[WindowKey, str]:
                 self._times["wait"] = anyio.current_time() - began
                 return await self._write(journal, locate, received, reservation)
+
+            limit = self._parts.limits.move_to_lts
+            return await self._parts.limited(limit, Stage.MOVE, self._datablock.name, write)
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[Reservation]:
@@ -112,10 +116,12 @@ class DatablockRun:
         announcer = parts.announcer(datablock.dataset_id, Stage.SPACE, datablock.number, datablock.size_bytes)
         taken_bytes = await parts.on_lts(self._folder.taken_bytes, datablock.name)
         async with AsyncExitStack() as stack:
-            async with parts.limits.lts_free.slot(datablock.name):
+
+            async def admit() -> Reservation:
                 admission = parts.space.admit(max(datablock.size_bytes - taken_bytes, 0), announcer.waiting)
-                reservation = await stack.enter_async_context(admission)
-            yield reservation
+                return await stack.enter_async_context(admission)
+
+            yield await parts.limited(parts.limits.lts_free, Stage.SPACE, datablock.name, admit)
 
     async def _source(self, journal: DatablockJournal) -> tuple[Locate, Mapping[WindowKey, str]]:
         """Where the bytes come from, and the digests that they had when they left the landing zone, if known."""
@@ -200,8 +206,8 @@ class DatablockRun:
             if repaired or not parts.profile.rename:
                 raise_breaks(breaks)
             locate, received = await self._source(journal)
-            async with parts.limits.move_to_lts.slot(datablock.name):
-                windows = await self._write(journal, locate, received, None)
+            write = partial(self._write, journal, locate, received, None)
+            windows = await parts.limited(parts.limits.move_to_lts, Stage.MOVE, datablock.name, write)
         raise AssertionError  # the loop returns or raises
 
     async def _read_back(
@@ -209,11 +215,15 @@ class DatablockRun:
     ) -> tuple[Evidence, ReadBackResult]:
         parts, datablock = self._parts, self._datablock
         queued = anyio.current_time()
-        async with parts.limits.verify_lts.slot(datablock.name):
+
+        async def read_back() -> tuple[Evidence, ReadBackResult]:
             began = anyio.current_time()
             self._times["wait"] += began - queued
             proof = await read_back_datablock(parts, self._folder, datablock, windows, checksums)
             self._times["verify"] += anyio.current_time() - began
+            return proof
+
+        proof = await parts.limited(parts.limits.verify_lts, Stage.VERIFY, datablock.name, read_back)
         self._counters.lts_read_bytes += datablock.size_bytes
         return proof
 

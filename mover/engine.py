@@ -23,6 +23,7 @@ from mover.policies.space import SpaceGate, SpaceReading, SpaceStatistics
 from mover.repair import repair_datablock
 from mover.reports import ArchiveReport, DatablockReport, DatasetListing, RetrieveReport, VerifyReport
 from mover.retrieve import RetrieveOptions, retrieve_dataset
+from mover.stages import StageRunner, run_directly
 from mover.streams.abandon import run_abandonable
 from mover.streams.lts_mount import MountProfile, free_space, probe_mount
 from mover.streams.memory import BufferPool, PoolStatistics
@@ -84,10 +85,12 @@ class Engine:
         *,
         catalogue: Catalogue | None = None,
         tell: Callable[[Progress], None] = lambda _: None,
+        run_stage: StageRunner = run_directly,
     ) -> AsyncIterator[Engine]:
         """An engine with its stores; the LTS is probed once.
 
-        ``tell`` is called on the event loop for every progress event and must return at once.
+        ``tell`` is called on the event loop for every progress event and must return at once. ``run_stage`` runs the
+        stages of every datablock.
 
         Raises:
             MissingMountError: the LTS root is not there.
@@ -98,7 +101,7 @@ class Engine:
             S3Store.open(config.s3, policy=config.retry) as store,
             S3Reader.open(config.s3, threads=config.streams) as reader,
         ):
-            yield cls(_build(config, store, reader, profile, catalogue or NoCatalogue(), tell), reader)
+            yield cls(_build(config, store, reader, profile, catalogue or NoCatalogue(), tell, run_stage), reader)
 
     async def plan(self, dataset_id: str) -> DatasetPlan:
         """What archiving would write. Raises UserError."""
@@ -152,6 +155,7 @@ def _build(
     profile: MountProfile,
     catalogue: Catalogue,
     tell: Callable[[Progress], None],
+    run_stage: StageRunner,
 ) -> Parts:
     pool = BufferPool(config.buffer_bytes)
 
@@ -175,6 +179,7 @@ def _build(
         buckets=config.buckets,
         recall=RecallPolicy(timeout_s=config.lts_file_timeout_s),
         tell=tell,
+        run_stage=run_stage,
         target_bytes=config.target_bytes,
         staging=config.staging,
         wait_before_verify_s=config.wait_before_verify_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,10 @@ from mover.catalogue import Catalogue
 from mover.errors import ManifestError, MoverError
 from mover.journal import Journal
 from mover.model import FORMAT_VERSION, Manifest, Progress, Stage
-from mover.policies.limits import Limits
+from mover.policies.limits import Limit, Limits
 from mover.policies.recall import RecallPolicy
 from mover.policies.space import SpaceGate
+from mover.stages import StageRunner
 from mover.streams.lts import LtsFolder
 from mover.streams.lts_lock import LEASE_REFRESH_S, DatasetLock
 from mover.streams.lts_mount import MountProfile
@@ -57,6 +58,7 @@ class Parts(msgspec.Struct, frozen=True):
     buckets: Buckets
     recall: RecallPolicy
     tell: Callable[[Progress], None]
+    run_stage: StageRunner
     target_bytes: int
     staging: bool
     wait_before_verify_s: float
@@ -70,6 +72,11 @@ class Parts(msgspec.Struct, frozen=True):
     async def on_lts(self, call: Callable[..., T], *arguments: object) -> T:
         """The result of a blocking call on the LTS, made in a worker thread."""
         return await anyio.to_thread.run_sync(call, *arguments, limiter=self.lanes.disk)
+
+    async def limited(self, limit: Limit, stage: Stage, name: str, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of a stage that needs one of the limit's slots."""
+        async with limit.slot(name):
+            return await self.run_stage(stage, name, work)
 
     def announcer(self, dataset_id: str, stage: Stage, datablock: int = 0, total_bytes: int = 0) -> Announcer:
         """Tells the progress of one stage."""

@@ -211,13 +211,16 @@ class _Retrieval:
         largest_bytes = max(target.size_bytes for target in targets)
         require_memory(min(part_bytes(largest_bytes), largest_bytes), parts.lanes.pool.limit_bytes)
         proved: dict[str, str] = {}
-        async with parts.limits.lts_to_retrieval.slot(name):
+
+        async def copy() -> None:
             reader = await self._recall(manifest, name)
             try:
                 await self._run_pass(manifest, reader, targets, proved)
             finally:
                 with anyio.CancelScope(shield=True):
                     await parts.on_lts(reader.close)
+
+        await parts.limited(parts.limits.lts_to_retrieval, Stage.RETRIEVE, name, copy)
         return proved
 
     def _upload(self, manifest: Manifest, target: Target, proved: dict[str, str]) -> ObjectUpload:

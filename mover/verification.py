@@ -8,7 +8,7 @@ from typing import Literal
 import anyio
 
 from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError
-from mover.model import EvidenceLevel, Manifest, SourceChecksum, dataset_folder
+from mover.model import Evidence, EvidenceLevel, Manifest, SourceChecksum, Stage, dataset_folder
 from mover.parts import Parts, read_manifests
 from mover.policies.names import check_dataset_id
 from mover.proof import read_back_datablock
@@ -17,7 +17,7 @@ from mover.streams.hashing import ALGORITHM
 from mover.streams.lts import LtsFolder
 from mover.streams.units import WindowKey
 from mover.tasks import open_task_group
-from mover.verify import raise_breaks
+from mover.verify import ReadBackResult, raise_breaks
 
 __all__ = ["VerifyLevel", "committed_manifests", "expected_checksums", "expected_windows", "verify_dataset"]
 
@@ -84,10 +84,15 @@ async def _verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest,
             raise LayoutMismatchError(name, "size in bytes", manifest.size_bytes, size_bytes)
         return _report(manifest, name, EvidenceLevel.WRITTEN, 0.0, 0.0, ByteCounters())
     queued = anyio.current_time()
-    async with parts.limits.verify_lts.slot(name):
+    began = queued
+
+    async def read_back() -> tuple[Evidence, ReadBackResult]:
+        nonlocal began
         began = anyio.current_time()
         checksums = expected_checksums(manifest)
-        evidence, result = await read_back_datablock(parts, folder, manifest, expected_windows(manifest), checksums)
+        return await read_back_datablock(parts, folder, manifest, expected_windows(manifest), checksums)
+
+    evidence, result = await parts.limited(parts.limits.verify_lts, Stage.VERIFY, name, read_back)
     if result.breaks:
         raise_breaks(result.breaks)
     if evidence.digest != manifest.digest:

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mover.streams.*",),
     (
         *("mover.plan", "mover.plan_*", "mover.verify", "mover.verify_*", "mover.journal", "mover.cleanup"),
-        *("mover.catalogue", "mover.scicat", "mover.scicat_*", "mover.parts", "mover.reports", "mover.manifests"),
+        *("mover.catalogue", "mover.scicat", "mover.scicat_*", "mover.parts", "mover.stages", "mover.reports"),
     ),
     (
         *("mover.archive", "mover.archive_*", "mover.retrieve", "mover.retrieve_*", "mover.download_script"),
