@@ -104,6 +104,10 @@ class JobCatalogue(Catalogue, Protocol):
         """
         ...
 
+    async def unregister_all(self, dataset_id: str) -> None:
+        """Takes the records of all datablocks of the dataset back; none is fine."""
+        ...
+
     async def lifecycle(self, dataset_id: str) -> Lifecycle:
         """Where the dataset stands.  Raises DatasetNotFoundError."""
         ...

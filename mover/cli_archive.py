@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import anyio
 import msgspec
 
 from mover.cli_estimate import Forecast, Rates, forecast
 from mover.cli_run import Outcome, Session, each_dataset
 from mover.cli_tables import print_plan, print_run, print_table
 from mover.engine import Engine
-from mover.errors import DatasetBusyError, DatasetNotFoundError
+from mover.errors import DatasetNotFoundError
 from mover.model import DatasetPlan, ManifestMember, Progress, Stage
+from mover.policies.busy import while_busy
 from mover.reports import ArchiveReport, DatablockReport, VerifyReport
 from mover.wiring import engine_config
 
@@ -25,7 +25,6 @@ __all__ = ["archive", "open_engine", "patiently", "plan", "repair", "verify"]
 
 T = TypeVar("T")
 
-_LONGEST_PAUSE_S = 10.0
 _VerifyLevel = Literal["written", "read-back", "recalled"]
 
 
@@ -38,17 +37,11 @@ async def open_engine(session: Session) -> AsyncIterator[Engine]:
 
 async def patiently(session: Session, dataset_id: str, wait_s: float, call: Callable[[], Awaitable[T]]) -> T:
     """Calls again while another run holds the dataset, for up to ``wait_s`` seconds.  Raises DatasetBusyError."""
-    deadline, pause_s = anyio.current_time() + wait_s, 1.0
-    while True:
-        try:
-            return await call()
-        except DatasetBusyError as error:
-            left_s = deadline - anyio.current_time()
-            if left_s <= 0:
-                raise
-            session.display.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=f"in use by {error.holder}"))
-            await anyio.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def on_wait(reason: str) -> None:
+        session.display.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=reason))
+
+    return await while_busy(call, wait_s, on_wait)
 
 
 async def plan(session: Session, dataset_ids: Sequence[str], rates: Rates, *, members: bool) -> Outcome:

@@ -23,6 +23,8 @@ __all__ = [
     "HostileNameError",
     "IncompleteDatasetError",
     "IntegrityError",
+    "JobFinishedError",
+    "JobMismatchError",
     "JobNotFoundError",
     "JournalError",
     "LayoutMismatchError",
@@ -201,6 +203,22 @@ class JobNotFoundError(UserError):
     def __init__(self, job_id: str, reason: str) -> None:
         self.job_id, self.reason = job_id, reason
         super().__init__(f"job {job_id!r}: {reason}")
+
+
+class JobMismatchError(UserError):
+    """The job is not what was asked to be done."""
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        self.job_id, self.reason = job_id, reason
+        super().__init__(f"job {job_id!r}: {reason}")
+
+
+class JobFinishedError(UserError):
+    """The job has ended already: a trigger was delivered twice."""
+
+    def __init__(self, job_id: str, status_code: str) -> None:
+        self.job_id, self.status_code = job_id, status_code
+        super().__init__(f"job {job_id!r} has ended already, as {status_code}")
 
 
 class ObjectMissingError(UserError):

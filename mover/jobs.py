@@ -1,0 +1,203 @@
+"""A job of the catalogue from its order to its result: every dataset by itself, the catalogue true at every moment.
+
+``begin`` → ``archive`` or ``retrieve`` of each dataset → ``finish``; ``settle`` ends a job whose run is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from mover.catalogue import CatalogueJob, JobCatalogue, JobDataset
+from mover.engine import Engine
+from mover.errors import (
+    DatasetBusyError,
+    DatasetNotFoundError,
+    JobFinishedError,
+    JobMismatchError,
+    MoverError,
+)
+from mover.jobs_lifecycle import (
+    FINISHED_WITH_DATASET_ERRORS,
+    IN_PROGRESS,
+    DatasetOutcome,
+    JobKind,
+    OutcomeState,
+    failure_outcome,
+    is_archived,
+    is_finished,
+    is_started,
+    job_verdict,
+    outcome_lifecycle,
+    started_lifecycle,
+)
+from mover.jobs_result import archived_outcome, retrieved_outcome
+from mover.policies.busy import while_busy
+from mover.reports import ArchiveReport, RetrieveReport
+
+__all__ = ["DatasetResult", "JobRunner", "settle_job"]
+
+R = TypeVar("R", ArchiveReport, RetrieveReport)
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 86_400.0
+
+
+class DatasetResult(msgspec.Struct, Generic[R], frozen=True):
+    """One dataset of a job: what is told about it, and the engine's report when it is done."""
+
+    outcome: DatasetOutcome
+    report: R | None = None
+
+
+class JobRunner:
+    """Runs the datasets of jobs in an engine and keeps the catalogue's books.
+
+    ``patience_s``: how long a dataset waits for another run that holds it; ``on_wait`` is told (dataset, who).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        catalogue: JobCatalogue,
+        *,
+        patience_s: float = _PATIENCE_S,
+        on_wait: Callable[[str, str], None] = lambda _dataset_id, _reason: None,
+    ) -> None:
+        self._engine, self._catalogue = engine, catalogue
+        self._patience_s, self._on_wait = patience_s, on_wait
+
+    async def read(
+        self, job_id: str, kind: JobKind, dataset_ids: Sequence[str] | None = None, *, again: bool = False
+    ) -> tuple[JobDataset, ...]:
+        """The datasets of a job, each once; ``dataset_ids`` picks some of them. Nothing is written.
+
+        Raises:
+            JobNotFoundError: the catalogue does not know the job.
+            JobMismatchError: it is a job of another kind, or a dataset is not in it.
+            JobFinishedError: it has ended; ``again`` takes it all the same.
+        """
+        job = await self._catalogue.job(job_id)
+        if job.kind != kind:
+            raise JobMismatchError(job_id, f"it is of type {job.kind!r}, not {kind!r}")
+        if is_finished(job.status_code) and not again:
+            raise JobFinishedError(job_id, job.status_code)
+        datasets = _merged(job)
+        if dataset_ids is None:
+            return tuple(datasets.values())
+        unknown = [dataset_id for dataset_id in dataset_ids if dataset_id not in datasets]
+        if unknown:
+            raise JobMismatchError(job_id, f"dataset {unknown[0]!r} is not in it")
+        return tuple(datasets[dataset_id] for dataset_id in dict.fromkeys(dataset_ids))
+
+    async def begin(self, job_id: str, message: str) -> None:
+        """Shows that somebody works on the job."""
+        await self._catalogue.update_job(job_id, IN_PROGRESS, message)
+
+    async def archive(self, dataset_id: str, *, release_source: bool) -> DatasetResult[ArchiveReport]:
+        """Archives one dataset of a job; failures are results, already told to the catalogue."""
+
+        async def work() -> ArchiveReport:
+            return await self._engine.archive(dataset_id, release_source=release_source)
+
+        return await self._run("archive", dataset_id, work, archived_outcome)
+
+    async def retrieve(self, dataset: JobDataset) -> DatasetResult[RetrieveReport]:
+        """Retrieves one dataset of a job, or files of it; failures are results, already told to the catalogue."""
+
+        async def work() -> RetrieveReport:
+            return await self._engine.retrieve(dataset.dataset_id, files=dataset.files)
+
+        return await self._run("retrieve", dataset.dataset_id, work, retrieved_outcome)
+
+    async def finish(
+        self, job_id: str, kind: JobKind, outcomes: Sequence[DatasetOutcome], result: Mapping[str, Any]
+    ) -> str:
+        """Ends the job with the verdict over its datasets; returns the status code."""
+        if outcomes:
+            code, message = job_verdict(kind, outcomes)
+        else:
+            code, message = FINISHED_WITH_DATASET_ERRORS, "the job names no dataset"
+        await self._catalogue.update_job(job_id, code, message, dict(result))
+        return code
+
+    async def _run(
+        self,
+        kind: JobKind,
+        dataset_id: str,
+        work: Callable[[], Awaitable[R]],
+        done: Callable[[R], DatasetOutcome],
+    ) -> DatasetResult[R]:
+        """Raises MoverError only for a catalogue that cannot be told: then somebody has to come back to the job."""
+        try:
+            before = await self._catalogue.lifecycle(dataset_id)
+            await self._catalogue.update_lifecycle(dataset_id, started_lifecycle(kind, before))
+        except DatasetNotFoundError as error:
+            return DatasetResult(failure_outcome(dataset_id, error))
+        try:
+            report = await while_busy(work, self._patience_s, lambda reason: self._on_wait(dataset_id, reason))
+        except DatasetBusyError as error:  # the run that holds the dataset tells how it goes
+            return DatasetResult(failure_outcome(dataset_id, error))
+        except MoverError as error:
+            _log.warning("%s of %s failed: %s", kind, dataset_id, error)
+            outcome = failure_outcome(dataset_id, error)
+            await _tell(self._catalogue, kind, outcome)
+            return DatasetResult(outcome)
+        outcome = done(report)
+        await _tell(self._catalogue, kind, outcome)
+        return DatasetResult(outcome, report)
+
+
+async def settle_job(
+    catalogue: JobCatalogue, job: CatalogueJob, kind: JobKind, state: OutcomeState, message: str
+) -> str:
+    """Ends a job whose run is gone for good: its datasets that look as if work went on, then the job itself.
+
+    Datasets that are archived stay so, those that nobody began are left as they are. Returns the job's status code.
+
+    Raises:
+        MoverError: the catalogue cannot be told.
+    """
+    outcomes = [
+        await _settle_dataset(catalogue, kind, DatasetOutcome(dataset_id, state, message))
+        for dataset_id in _merged(job)
+    ]
+    code, text = job_verdict(kind, outcomes)
+    await catalogue.update_job(job.job_id, code, text)
+    return code
+
+
+async def _settle_dataset(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> DatasetOutcome:
+    try:
+        now = await catalogue.lifecycle(outcome.dataset_id)
+        if kind == "archive" and is_archived(now):
+            return DatasetOutcome(outcome.dataset_id, "done", "")
+        if is_started(kind, now):
+            if kind == "archive":
+                await catalogue.unregister_all(outcome.dataset_id)  # all of its datablocks or none
+            await _tell(catalogue, kind, outcome)
+    except DatasetNotFoundError as error:
+        return failure_outcome(outcome.dataset_id, error)
+    return outcome
+
+
+async def _tell(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> None:
+    now = await catalogue.lifecycle(outcome.dataset_id)  # another run may have archived it meanwhile
+    await catalogue.update_lifecycle(outcome.dataset_id, outcome_lifecycle(kind, now, outcome))
+
+
+def _merged(job: CatalogueJob) -> dict[str, JobDataset]:
+    """The job's datasets by id, each once; one that is named whole anywhere is meant whole."""
+    merged: dict[str, JobDataset] = {}
+    for dataset in job.datasets:
+        known = merged.get(dataset.dataset_id)
+        if known is None:
+            merged[dataset.dataset_id] = dataset
+        else:
+            files = (*known.files, *dataset.files) if known.files and dataset.files else ()
+            merged[dataset.dataset_id] = JobDataset(dataset.dataset_id, tuple(dict.fromkeys(files)))
+    return merged
