@@ -1,7 +1,7 @@
-"""What the catalogue shows for what became of a dataset and of a job: SciCat's words, chosen so that its frontend
-tells work in progress, success, the owner's error and the facility's error apart.
+"""What the catalogue shows for what became of a dataset and of a job, in SciCat's words.
 
-The frontend reads a dataset's state from ``archivable``, ``retrievable`` and the two status messages: both false is
+They are chosen so that its frontend tells work in progress, success, the owner's error and the facility's error apart.
+It reads a dataset's state from ``archivable``, ``retrievable`` and the two status messages: both false is
 work in progress, ``missingFilesError`` with ``archivable`` the owner's error, ``scheduleArchiveJobFailed`` with both
 false the facility's. A dataset that is archived already stays retrievable whatever becomes of a later job.
 """

@@ -42,9 +42,9 @@ def retrieved_outcome(report: RetrieveReport) -> DatasetOutcome:
 def job_result(outcomes: Sequence[DatasetOutcome], reports: Sequence[RetrieveReport] = ()) -> dict[str, Any]:
     """The job's result object.
 
-    ``datasets``: a row for each dataset. For retrievals also ``result``, a row for each object as the catalogue's e-mails
-    show it (datasetId, name, size, url, archiveId), and ``downloadScript`` (base64) by dataset. Links beyond what the
-    catalogue can hold are left out and counted in ``linksLeftOut``; the script has them all as long as it fits.
+    ``datasets``: a row for each dataset. For retrievals also ``result``, a row for each object as the catalogue's
+    e-mails show it (datasetId, name, size, url, archiveId), and ``downloadScript`` (base64) by dataset. Links beyond
+    what the catalogue can hold are left out and counted in ``linksLeftOut``; the script comes first.
     """
     datasets = [
         {"datasetId": item.dataset_id, "state": item.state, "message": item.message, **item.details}
