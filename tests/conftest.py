@@ -14,7 +14,7 @@ from blockbuster import BlockBuster, BlockBusterFunction
 
 import mover
 
-pytest_plugins = ["tests.prefect_servers", "tests.servers"]
+pytest_plugins = ["tests.prefect_servers", "tests.scicat_fake.fixtures", "tests.servers"]
 
 _MOVER = str(Path(mover.__file__).parent) + os.sep
 _SETTINGS = ("ARCHIVER_", "LTS_", "MINIO_", "MOVER_", "MOVE_TO_LTS_", "SCICAT_", "VERIFY_LTS_", "AWS_")
