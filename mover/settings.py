@@ -18,7 +18,17 @@ import msgspec
 from mover.errors import ConfigError
 from mover.settings_rules import API_PREFIX, BUCKET, ENDPOINT, PATH, WORD, Rule, Secret, choice, endpoint_url, whole
 
-__all__ = ["S3Access", "Setting", "SettingRow", "Settings", "load_settings", "require", "s3_access", "setting_rows"]
+__all__ = [
+    "S3Access",
+    "Setting",
+    "SettingRow",
+    "Settings",
+    "load_settings",
+    "require",
+    "s3_access",
+    "setting_names",
+    "setting_rows",
+]
 
 _PREFIXES = ("ARCHIVER_", "LTS_", "MINIO_", "MOVER_", "SCICAT_")
 _OTHER_VARIABLES = frozenset({"MOVER_CONFIG", "MOVER_URL"})  # read elsewhere, no settings
@@ -203,6 +213,11 @@ def s3_access(settings: Settings) -> S3Access:
     assert endpoint is not None and user is not None and password is not None  # noqa: S101, PT018 - for the type checker
     external = settings.minio_external_endpoint or endpoint
     return S3Access(endpoint_url(endpoint), endpoint_url(external), settings.minio_region, user, password)
+
+
+def setting_names() -> frozenset[str]:
+    """The upper-case names of all settings, without their ``_FILE`` forms."""
+    return frozenset(_TABLE)
 
 
 def setting_rows(settings: Settings) -> Iterator[SettingRow]:
