@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import socket
 import sys
 from collections.abc import Sequence
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop (SIGTERM, SIGINT)."""
     options = _arguments(argv)
     app = ScicatApp(partial(_first_state, options, _secret(options.password_file, PASSWORD)))
-    with listening_socket(options.host, options.port) as bound, contextlib.suppress(KeyboardInterrupt):
+    with listening_socket(options.host, options.port) as bound:
         host = f"[{options.host}]" if ":" in options.host else options.host
         sys.stdout.write(f"http://{host}:{bound.getsockname()[1]}\n")
         sys.stdout.flush()

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from tests.scicat_fake import control_routes, datablocks, datasets, jobs, logins, origdatablocks
 from tests.scicat_fake.access import account_of
-from tests.scicat_fake.calls import Call, Handler, Reply, Route
+from tests.scicat_fake.calls import Call, Reply, Route
 from tests.scicat_fake.errors import ApiError, http_error, internal_error
 from tests.scicat_fake.faults import fault_of, wait_out
 from tests.scicat_fake.state import Fault, LoggedRequest, State
@@ -127,12 +127,12 @@ async def _handled(state: State, request: _Request) -> tuple[Reply, str]:
     try:
         if len(request.body) > state.switches.body_limit_bytes:
             raise internal_error()
-        handler, version, params = _route(state, request)
+        route, version, params = _route(state, request)
         body = _body(request)
         query = parse_qs(request.query, keep_blank_values=True)
         # A token in the query counts only when the word Bearer comes with it.
         sent = request.headers.get("authorization") or query.get("access_token", [""])[0]
-        account = account_of(state, sent)
+        account = None if route.public else account_of(state, sent)
         user = account.username if account else "anonymous"
         call = Call(
             state=state,
@@ -144,7 +144,7 @@ async def _handled(state: State, request: _Request) -> tuple[Reply, str]:
             body=body,
             account=account,
         )
-        reply = handler(call)
+        reply = route.handler(call)
         return (await reply if inspect.isawaitable(reply) else reply), user
     except ApiError as error:
         return Reply(error.body, error.status, error.headers), user
@@ -154,7 +154,7 @@ async def _handled(state: State, request: _Request) -> tuple[Reply, str]:
         return Reply("Internal server error", 500), user
 
 
-def _route(state: State, request: _Request) -> tuple[Handler, str, dict[str, str]]:
+def _route(state: State, request: _Request) -> tuple[Route, str, dict[str, str]]:
     segments = request.raw_path.split("/")[1:]
     if segments and not segments[-1]:
         segments.pop()
@@ -164,7 +164,7 @@ def _route(state: State, request: _Request) -> tuple[Handler, str, dict[str, str
             if route.method == request.method and version in route.versions:
                 params = _matched(route.pattern, segments[2:])
                 if params is not None:
-                    return route.handler, version, params
+                    return route, version, params
     raise http_error(404, f"Cannot {request.method} {request.raw_path}")
 
 

@@ -53,9 +53,13 @@ Handler = Callable[[Call], Reply | Awaitable[Reply]]
 
 
 class Route(msgspec.Struct, frozen=True):
-    """``pattern``: segments below the version, ``:name`` for a variable one; ``versions``: v3, v4 or both."""
+    """``pattern``: segments below the version, ``:name`` for a variable one; ``versions``: v3, v4 or both.
+
+    ``public``: the account does not matter, not even an expired token.
+    """
 
     method: str
     pattern: str
     handler: Handler
     versions: tuple[str, ...] = ("v3", "v4")
+    public: bool = False

@@ -76,9 +76,9 @@ def _health(_: Call) -> Reply:
 
 
 ROUTES = (
-    Route("POST", "auth/login", _login, ("v3",)),
-    Route("POST", "auth/ldap", _login, ("v3",)),
-    Route("POST", "users/login", _dead_login, ("v3",)),
+    Route("POST", "auth/login", _login, ("v3",), public=True),
+    Route("POST", "auth/ldap", _login, ("v3",), public=True),
+    Route("POST", "users/login", _dead_login, ("v3",), public=True),
     Route("GET", "users/my/identity", _identity, ("v3",)),
-    Route("GET", "health", _health, ("v3",)),
+    Route("GET", "health", _health, ("v3",), public=True),
 )
