@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from mover.engine import EngineConfig
 from mover.parts import Buckets
-from mover.settings import Settings, s3_access
+from mover.scicat import SciCatAccess
+from mover.settings import Settings, require, s3_access
+from mover.settings_rules import endpoint_url
 from mover.streams.s3_calls import S3Endpoint
 
-__all__ = ["engine_config", "s3_endpoint"]
+__all__ = ["engine_config", "s3_endpoint", "scicat_access"]
 
 _MIB = 1 << 20
 
@@ -23,6 +25,14 @@ def s3_endpoint(settings: Settings) -> S3Endpoint:
         secret_key=access.password.reveal(),
         external_endpoint_url=None if external == access.endpoint_url else external,
     )
+
+
+def scicat_access(settings: Settings) -> SciCatAccess:
+    """How to reach SciCat.  Raises ConfigError when a required setting is missing."""
+    require(settings, ("SCICAT_ENDPOINT", "SCICAT_USER", "SCICAT_PASSWORD"))
+    endpoint, user, password = settings.scicat_endpoint, settings.scicat_user, settings.scicat_password
+    assert endpoint is not None and user is not None and password is not None  # noqa: S101, PT018 - for the type checker
+    return SciCatAccess(endpoint_url(endpoint), user, password, settings.scicat_api_prefix)
 
 
 def engine_config(settings: Settings) -> EngineConfig:

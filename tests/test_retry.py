@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mover.errors import (
+    CatalogueAccessError,
+    CatalogueTransientError,
     DigestMismatchError,
     LtsError,
     MoverError,
@@ -64,6 +66,9 @@ def failing(errors: list[MoverError], before: Callable[[], None] = lambda: None)
         (StallError("get", "x", 60), "transient"),
         (ShortReadError("get", "x", 10, 5), "transient"),
         (LtsError("write", "/lts", "EIO"), "transient"),
+        (CatalogueTransientError("read", "a dataset", "503"), "transient"),
+        (CatalogueTransientError("read", "a dataset", "429", retry_after_s=0.0), "throttle"),
+        (CatalogueAccessError("read", "a dataset", "403"), "permanent"),
         (ObjectMissingError("get", "x"), "permanent"),
         (ObjectChangedError("get", "x", "ETag", "a", "b"), "permanent"),
         (ObjectAccessError("get", "x", "AccessDenied"), "permanent"),

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeVar
 import anyio
 import msgspec
 
-from mover.errors import MoverError, ObjectThrottledError
+from mover.errors import CatalogueTransientError, MoverError, ObjectThrottledError
 
 __all__ = ["Progressing", "RetryClass", "RetryPolicy", "delay_s", "retry_class", "retrying"]
 
@@ -63,7 +63,7 @@ class Progressing:
 
 def retry_class(error: BaseException) -> RetryClass:
     """The class of an error, as counted in statistics; what is no MoverError is permanent."""
-    if isinstance(error, ObjectThrottledError):
+    if isinstance(error, ObjectThrottledError) or _retry_after_s(error) is not None:
         return "throttle"
     return "transient" if isinstance(error, MoverError) and error.retryable else "permanent"
 
@@ -82,8 +82,12 @@ def delay_s(policy: RetryPolicy, attempt: int, error: BaseException, rng: Callab
         return None
     base_s = policy.throttle_base_s if kind == "throttle" else policy.base_s
     jitter_s = rng() * min(policy.cap_s, base_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))
-    asked_s = error.retry_after_s if isinstance(error, ObjectThrottledError) else None
-    return jitter_s + min(max(asked_s or 0.0, 0.0), policy.retry_after_cap_s)
+    return jitter_s + min(max(_retry_after_s(error) or 0.0, 0.0), policy.retry_after_cap_s)
+
+
+def _retry_after_s(error: BaseException) -> float | None:
+    """What the server asked for; None: nothing."""
+    return error.retry_after_s if isinstance(error, (ObjectThrottledError, CatalogueTransientError)) else None
 
 
 async def retrying(
