@@ -104,8 +104,8 @@ class JobCatalogue(Catalogue, Protocol):
         """
         ...
 
-    async def unregister_all(self, dataset_id: str) -> None:
-        """Takes the records of all datablocks of the dataset back; none is fine."""
+    async def unregister_all(self, dataset_id: str) -> int:
+        """Takes the records of all datablocks of the dataset back; returns how many there were."""
         ...
 
     async def lifecycle(self, dataset_id: str) -> Lifecycle:

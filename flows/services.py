@@ -1,0 +1,75 @@
+"""What a flow run works with: settings, catalogue, engine and the board; opened once for a run and its subflows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import msgspec
+
+from flows.limits import read_limits
+from flows.progress import Board, open_board
+from flows.settings import read_settings
+from flows.stages import run_stage
+from mover.engine import Engine
+from mover.jobs import DatasetResult, JobRunner
+from mover.reports import ArchiveReport, RetrieveReport
+from mover.scicat import SciCat
+from mover.settings import Settings
+from mover.wiring import engine_config, scicat_access
+
+__all__ = ["Services", "open_catalogue", "open_services"]
+
+
+class Services(NamedTuple):
+    """The open parts of a run. ``archived``, ``retrieved``: what the runs of single datasets came to, for their job."""
+
+    settings: Settings
+    catalogue: SciCat
+    engine: Engine
+    jobs: JobRunner
+    board: Board
+    archived: dict[str, DatasetResult[ArchiveReport]]
+    retrieved: dict[str, DatasetResult[RetrieveReport]]
+
+
+_open: ContextVar[Services] = ContextVar("services")
+
+
+@asynccontextmanager
+async def open_services(title: str) -> AsyncIterator[Services]:
+    """The services of this run; inside another run's block they are the same. ``title`` heads the progress artifact.
+
+    Raises:
+        ConfigError: settings or limits are missing or wrong.
+        CatalogueAccessError, CatalogueTransientError: the catalogue refuses or is away.
+        LtsError: the mount is missing or cannot be used.
+    """
+    outer = _open.get(None)
+    if outer is not None:
+        yield outer
+        return
+    settings = await read_settings()
+    limits = {name.lower(): slots for name, slots in (await read_limits()).items()}
+    # The server's limits are the ones that hold; the engine asks for no more slots than they have.
+    config = msgspec.structs.replace(engine_config(settings), **limits)
+    async with (
+        SciCat.open(scicat_access(settings)) as catalogue,
+        open_board(title) as board,
+        Engine.open(config, catalogue=catalogue, tell=board.tell, run_stage=run_stage) as engine,
+    ):
+        jobs = JobRunner(engine, catalogue, on_wait=board.waits)
+        token = _open.set(Services(settings, catalogue, engine, jobs, board, {}, {}))
+        try:
+            yield _open.get()
+        finally:
+            _open.reset(token)
+
+
+@asynccontextmanager
+async def open_catalogue() -> AsyncIterator[SciCat]:
+    """The catalogue alone, for runs that move no bytes.  Raises as ``open_services``."""
+    async with SciCat.open(scicat_access(await read_settings())) as catalogue:
+        yield catalogue
