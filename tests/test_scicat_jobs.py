@@ -103,6 +103,7 @@ async def test_an_expired_token_does_not_hide_jobs(scicat_server: ScicatServer, 
         await client.job(job_id)
         control.expire_tokens()
         assert [job.job_id for job in await listed(client, ["archive"], ["jobSubmitted"])] == [job_id]
+    assert {request.user for request in control.requests("GET", r"/jobs\Z")} == {scicat_server.user}
 
 
 @pytest.mark.usefixtures("either")
