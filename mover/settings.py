@@ -280,8 +280,12 @@ def _read_toml(path: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         reason = (error.strerror or "") if isinstance(error, OSError) else str(error)
         raise ConfigError("--config", str(path), f"a readable TOML file: {reason}") from error
-    origin, values = f"file {path}", {}
+    origin = f"file {path}"
+    values: dict[str, object] = {}
     for section, table in document.items():
+        if section in _TABLE and _TABLE[section].section == "limits":  # a list of limits may stand without its heading
+            values[section] = table
+            continue
         if section not in _SECTIONS or not isinstance(table, dict):
             allowed = ", ".join(f"[{name}]" for name in _SECTIONS)
             raise ConfigError(section, Secret(""), f"settings in the sections {allowed}", origin)

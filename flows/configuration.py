@@ -1,0 +1,158 @@
+"""What the Prefect server shall have, what it has, and the changes from one to the other: a comparison without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from mover.errors import ConfigError
+from mover.settings_rules import Secret
+
+__all__ = ["Automation", "Change", "Found", "Item", "Kind", "Limit", "Pool", "State", "Wanted", "changes"]
+
+Kind = Literal["variable", "limit", "secret", "work pool", "automation"]
+State = Literal["unchanged", "created", "updated"]
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One thing on the server and what becomes of it; ``detail`` says which of its fields differ, never a secret."""
+
+    kind: Kind
+    name: str
+    state: State
+    detail: str = ""
+
+
+class Limit(NamedTuple):
+    """A global concurrency limit. Slots that decay, or a limit that is not active, limit nothing."""
+
+    slots: int
+    active: bool = True
+    slot_decay_per_second: float = 0.0
+
+
+class Pool(NamedTuple):
+    """A work pool; a ``base_job_template`` of None is the business of the pool's first worker."""
+
+    type: str
+    concurrency_limit: int | None
+    base_job_template: Mapping[str, Any] | None = None
+
+
+class Automation(NamedTuple):
+    """An automation: its fields as JSON, and how many there are under the name."""
+
+    fields: Mapping[str, Any]
+    copies: int = 1
+
+
+class Wanted(NamedTuple):
+    """What the server shall have. A secret of None is given nowhere; ``required`` names those that have to exist."""
+
+    variables: Mapping[str, object]
+    limits: Mapping[str, Limit]
+    secrets: Mapping[str, Secret | None]
+    pools: Mapping[str, Pool]
+    automations: Mapping[str, Automation]
+    required: Mapping[str, str]  # block -> the setting that it holds
+
+
+class Found(NamedTuple):
+    """What the server has under the names that are wanted."""
+
+    variables: Mapping[str, object]
+    limits: Mapping[str, Limit]
+    secrets: Mapping[str, Secret]
+    pools: Mapping[str, Pool]
+    automations: Mapping[str, Automation]
+
+
+class Change(NamedTuple):
+    """An item, and what to write for it; None where there is nothing to write."""
+
+    item: Item
+    value: Any = None
+
+
+def changes(wanted: Wanted, found: Found) -> Sequence[Change]:
+    """All items in the order in which they are shown and written.
+
+    Raises:
+        ConfigError: a secret is needed and there is none, or an existing work pool has another type.
+    """
+    return [
+        *_compared("variable", wanted.variables, found.variables),
+        *_compared("limit", wanted.limits, found.limits),
+        *_secrets(wanted, found),
+        *_pools(wanted, found),
+        *_compared("automation", wanted.automations, found.automations),
+    ]
+
+
+def _compared(kind: Kind, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Change]:
+    for name, value in wanted.items():
+        if name not in found:
+            yield Change(Item(kind, name, "created", _shown(value)), value)
+        elif _same(found[name], value):
+            yield Change(Item(kind, name, "unchanged", _shown(value)))
+        else:
+            yield Change(Item(kind, name, "updated", _difference(found[name], value)), value)
+
+
+def _same(found: object, wanted: object) -> bool:
+    return type(found) is type(wanted) and found == wanted  # 1 and True are not the same variable
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Limit):
+        return str(value.slots)
+    return "" if isinstance(value, Automation) else repr(value)
+
+
+def _difference(found: object, wanted: object) -> str:
+    if isinstance(found, Automation) and isinstance(wanted, Automation):
+        names = [name for name, value in wanted.fields.items() if found.fields.get(name) != value]
+        surplus = [f"{found.copies} of the name"] if found.copies > 1 else []
+        return ", ".join([*names, *surplus])
+    if isinstance(found, Limit) and isinstance(wanted, Limit):
+        pairs = zip(("", "active ", "slot decay "), found, wanted, strict=True)
+        return ", ".join(f"{label}{old} -> {new}" for label, old, new in pairs if old != new)
+    return f"{found!r} -> {wanted!r}"
+
+
+def _secrets(wanted: Wanted, found: Found) -> Iterator[Change]:
+    for block, secret in wanted.secrets.items():
+        if secret is not None:
+            state: State = "created" if block not in found.secrets else "updated"
+            state = "unchanged" if found.secrets.get(block) == secret else state
+            yield Change(Item("secret", block, state), None if state == "unchanged" else secret)
+        elif block in found.secrets:
+            yield Change(Item("secret", block, "unchanged", "kept; no file is given"))
+        elif block in wanted.required:
+            name = f"{wanted.required[block]}_FILE"
+            raise ConfigError(name, None, f"the path of a file with what the Secret block {block} shall hold")
+        else:
+            yield Change(Item("secret", block, "unchanged", "left out; no file is given"))
+
+
+def _pools(wanted: Wanted, found: Found) -> Iterator[Change]:
+    for name, pool in wanted.pools.items():
+        there = found.pools.get(name)
+        if there is None:
+            detail = f"type {pool.type}, limit {pool.concurrency_limit}"
+            yield Change(Item("work pool", name, "created", detail), pool)
+            continue
+        if there.type != pool.type:
+            allowed = f"{there.type}: the work pool {name} exists with this type, which cannot change"
+            raise ConfigError("WORK_POOL_TYPE", pool.type, allowed)
+        details = []
+        if there.concurrency_limit != pool.concurrency_limit:
+            details.append(f"limit {there.concurrency_limit} -> {pool.concurrency_limit}")
+        if pool.base_job_template is not None and there.base_job_template != pool.base_job_template:
+            details.append("base job template")
+        if details:
+            yield Change(Item("work pool", name, "updated", ", ".join(details)), pool)
+        else:
+            yield Change(Item("work pool", name, "unchanged", f"type {pool.type}, limit {pool.concurrency_limit}"))

@@ -1,0 +1,128 @@
+"""What the files and the environment of a deployment say that its Prefect server shall have."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from flows.configuration import Automation, Limit, Pool, Wanted
+from flows.limits import LIMIT_TAGS, limit_name
+from flows.settings import SECRET_BLOCKS
+from mover.errors import ConfigError
+from mover.settings import Settings, load_settings
+from mover.settings_rules import PATH, WORD, Secret, choice, whole
+
+__all__ = ["OPTIONAL_BLOCKS", "POOLS", "PoolNames", "read_wanted"]
+
+OPTIONAL_BLOCKS: Final[Mapping[str, str]] = {
+    "GITHUB_OPENEM_USERNAME": "github-openem-username",
+    "GITHUB_OPENEM_ACCESS_TOKEN": "github-openem-access-token",
+}
+"""Secret blocks of deployments that pull images from GitHub's registry."""
+
+
+class PoolNames(NamedTuple):
+    """Environment variables and defaults of one work pool."""
+
+    prefix: str
+    name: str
+    concurrency_limit: int  # runs, each a container with MOVER_BUFFER_MB of buffers and more
+
+
+POOLS: Final = (
+    PoolNames("ARCHIVAL", "archival-docker-workpool", 4),
+    PoolNames("RETRIEVAL", "retrieval-docker-workpool", 2),
+)
+
+_TYPE = choice("docker", "process")
+_PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z0-9_]+)\s*\}\}")
+
+
+def read_wanted(configs: Sequence[Path], environ: Mapping[str, str], automations: Mapping[str, Automation]) -> Wanted:
+    """Reads and checks everything; a value in a later file counts.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown name, a value that is not allowed, or a secret in a file of
+            variables.
+    """
+    variables: dict[str, object] = {}
+    limits = {name: Limit(getattr(Settings(), name.lower())) for name in LIMIT_TAGS}
+    for config in configs:
+        settings = load_settings(config=config, environ={})
+        for name, origin in settings.origins.items():
+            if not origin.startswith("file "):
+                continue
+            value = getattr(settings, name.lower())
+            if name in SECRET_BLOCKS:
+                allowed = (
+                    f"no variable: the file that {name}_FILE names goes into the Secret block {SECRET_BLOCKS[name]}"
+                )
+                raise ConfigError(name, Secret(""), allowed, origin)
+            if name in LIMIT_TAGS:
+                limits[name] = Limit(value)
+            else:
+                variables[name.lower()] = value if isinstance(value, int) else str(value)
+    return Wanted(
+        variables=variables,
+        limits={limit_name(LIMIT_TAGS[name]): limit for name, limit in limits.items()},
+        secrets={block: _secret(name, environ) for name, block in {**SECRET_BLOCKS, **OPTIONAL_BLOCKS}.items()},
+        pools=_pools(environ),
+        automations=automations,
+        required={block: name for name, block in SECRET_BLOCKS.items()},
+    )
+
+
+def _secret(name: str, environ: Mapping[str, str]) -> Secret | None:
+    key = f"{name}_FILE"
+    if key not in environ:
+        return None
+    path: Path = PATH.parse(key, environ[key], "environment")
+    text = _text(key, path).rstrip("\r\n")
+    if not text.strip():
+        raise ConfigError(key, str(path), "a file that is not empty", "environment")
+    return Secret(text)
+
+
+def _text(key: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(key, str(path), f"a readable text file: {reason}", "environment") from error
+
+
+def _pools(environ: Mapping[str, str]) -> dict[str, Pool]:
+    pools: dict[str, Pool] = {}
+    kind = _TYPE.parse("WORK_POOL_TYPE", environ.get("WORK_POOL_TYPE", "docker"), "environment")
+    for names in POOLS:
+        key = f"{names.prefix}_WORK_POOL"
+        name = WORD.parse(key, environ.get(key, names.name), "environment")
+        if name in pools:
+            raise ConfigError(key, name, "a name that the other work pool does not have", "environment")
+        key = f"{names.prefix}_WORK_POOL_LIMIT"
+        limit = whole(1).parse(key, environ.get(key, names.concurrency_limit), "environment")
+        key = f"{names.prefix}_BASE_JOB_TEMPLATE"
+        template = _template(key, PATH.parse(key, environ[key], "environment")) if environ.get(key) else None
+        pools[name] = Pool(kind, limit, template)
+    return pools
+
+
+def _template(key: str, path: Path) -> dict[str, Any]:
+    try:
+        template = json.loads(_text(key, path))
+    except ValueError as error:
+        raise ConfigError(key, str(path), f"a JSON file: {error}", "environment") from error
+    configuration = template.get("job_configuration") if isinstance(template, dict) else None
+    variables = template.get("variables") if isinstance(template, dict) else None
+    properties = variables.get("properties") if isinstance(variables, dict) else None
+    if not isinstance(configuration, dict) or not isinstance(properties, dict):
+        allowed = "a JSON object with job_configuration and variables.properties"
+        raise ConfigError(key, str(path), allowed, "environment")
+    unknown = sorted(set(_PLACEHOLDER.findall(json.dumps(configuration))) - set(properties))
+    if unknown:
+        allowed = f"a template whose variables.properties have {', '.join(unknown)}, which its job_configuration uses"
+        raise ConfigError(key, str(path), allowed, "environment")
+    return dict(template)
