@@ -21,6 +21,7 @@ from mover.scicat_http import PATIENCE, SciCatAccess, SciCatSession
 from mover.scicat_jobs import Jobs
 from mover.scicat_lifecycle import Lifecycles
 from mover.scicat_locks import DatasetLocks
+from mover.scicat_trial import Trial
 
 __all__ = ["SciCat", "SciCatAccess", "SciCatCheck"]
 
@@ -48,6 +49,7 @@ class SciCat:
         self._datablocks = Datablocks(session, locks)
         self._lifecycles = Lifecycles(session, locks)
         self._jobs = Jobs(session)
+        self.trial = Trial(session)
 
     @classmethod
     @asynccontextmanager

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("mover.daemon", "mover.daemon_*", "mover.cli", "mover.cli_*", "mover.__main__"),
         *("mover.doctor", "mover.doctor_*", "mover.demo", "mover.demo_*", "mover.shown", "mover.wiring"),
-        "mover.progress",
+        *("mover.progress", "mover.trial"),
     ),
     ("flows.*",),
 )
@@ -47,7 +47,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "botocore": ("mover.streams.s3*",),
     "boto3": ("mover.streams.s3*",),
     "aiohttp": ("mover.streams.s3*",),
-    "httpx": ("mover.scicat*", "mover.demo*", "mover.doctor*", "mover.api*", "flows.*"),
+    "httpx": ("mover.scicat*", "mover.demo*", "mover.doctor*", "mover.trial", "mover.api*", "flows.*"),
     "obstore": ("mover.streams.s3*",),
     "http.client": ("mover.streams.s3*",),
     "moto": ("mover.demo*",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from tests.engines import expect_same_files
@@ -31,3 +32,76 @@ async def test_an_archive_job_ends_with_its_datasets_on_the_lts_registered_and_r
     assert flow_world.job(job_id)["statusCode"] == "finishedSuccessful"
     assert flow_world.source_keys(PID) == []
     assert set(flow_world.taken_slots().values()) == {0}
+
+
+async def test_a_retrieval_of_some_files_brings_those_and_tells_their_links(flow_world: FlowWorld) -> None:
+    from flows.archive import archive_datasetlist
+    from flows.retrieve import retrieve_datasetlist
+
+    files = flow_world.add_dataset(PID, 12)
+    wanted = sorted(files)[3:5]
+    await archive_datasetlist(flow_world.control.seed_job("archive", [PID]))
+    job_id = flow_world.control.seed_job("retrieve", {PID: wanted})
+
+    state = await retrieve_datasetlist(job_id, return_state=True)
+
+    assert state.is_completed(), state.message
+    rows = flow_world.job(job_id)["jobResultObject"]["result"]
+    async with httpx.AsyncClient() as client:
+        found = {row["name"]: (await client.get(row["url"])).content for row in rows}
+    assert found == {path.rpartition("/")[2]: files[path] for path in wanted}
+    lifecycle = flow_world.control.lifecycle(PID)
+    assert (lifecycle["retrieveStatusMessage"], lifecycle["retrieveIntegrityCheck"]) == ("datasetRetrieved", True)
+    assert lifecycle["retrievable"] is True
+
+
+async def test_a_dry_run_writes_nothing_anywhere(flow_world: FlowWorld) -> None:
+    from flows.archive import archive_datasetlist
+    from flows.create_test_dataset import create_test_dataset
+    from flows.retrieve import retrieve_datasetlist
+
+    flow_world.add_dataset(PID, 3)
+    archive_job = flow_world.control.seed_job("archive", [PID])
+    retrieve_job = flow_world.control.seed_job("retrieve", [PID])
+
+    planned = await archive_datasetlist(archive_job, dry_run=True, return_state=True)
+    looked_up = await retrieve_datasetlist(retrieve_job, dry_run=True, return_state=True)
+    created = await create_test_dataset(dry_run=True, return_state=True)
+
+    assert planned.is_completed()
+    assert looked_up.is_failed()  # it is not archived yet
+    assert created.is_completed()
+    assert flow_world.control.history("lifecycle") == []
+    for job_id in (archive_job, retrieve_job):
+        assert flow_world.control.job_statuses(job_id) == ["jobSubmitted"]
+    assert [path for path in flow_world.lts.rglob("*") if path.suffix in {".tar", ".json", ".part"}] == []
+    assert len(flow_world.source_keys(PID)) == 3
+
+
+@pytest.mark.usefixtures("flow_world")
+async def test_a_created_test_dataset_archives_and_verifies() -> None:
+    from flows.archive import archive_dataset
+    from flows.create_test_dataset import create_test_dataset
+    from flows.verify import verify_dataset
+
+    await create_test_dataset(PID, file_count=4, file_kib=300)
+    archived = await archive_dataset(PID, return_state=True)
+    verified = await verify_dataset(PID, return_state=True)
+
+    assert archived.is_completed(), archived.message
+    assert verified.message == "1 datablock(s) agree with their manifests"
+
+
+async def test_a_missing_limit_stops_the_run_before_anything_moves(flow_world: FlowWorld) -> None:
+    from flows.archive import archive_datasetlist
+
+    flow_world.add_dataset(PID, 1)
+    job_id = flow_world.control.seed_job("archive", [PID])
+    with flow_world.client() as client:
+        client.delete_concurrency_limit_by_tag("move-to-lts")
+
+    state = await archive_datasetlist(job_id, return_state=True)
+
+    assert state.is_failed()
+    assert "MOVE_TO_LTS_LIMIT" in (state.message or "")
+    assert "python -m flows.configure" in (state.message or "")
