@@ -272,9 +272,11 @@ def _listener(status: int) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/jobs", told
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/jobs", told
+        finally:  # a test that fails must not keep the process alive
+            server.shutdown()
+            thread.join()
 
 
 def test_a_new_job_is_told_to_the_url_of_its_action(
