@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from mover.cli_run import Outcome, Session
 from mover.cli_tables import print_table
 from mover.doctor import CheckResult, Status, run_checks
+from mover.doctor_catalogue import catalogue_checks
 from mover.doctor_lts import LtsChecks
 from mover.doctor_s3 import S3Checks
 from mover.errors import ExitCode
 from mover.shown import shown_name
-from mover.wiring import engine_config
+from mover.wiring import engine_config, scicat_access
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,9 @@ async def doctor(session: Session, *, full: bool, speed_mb: int) -> Outcome:
     async with AsyncExitStack() as stack:
         s3 = await stack.enter_async_context(S3Checks.open(config.s3, config.buckets, full=full))
         lts = LtsChecks(config, speed_bytes=speed_mb << 20)
-        results = await run_checks([*s3.checks(), *lts.checks()], secrets=secrets)
+        access = scicat_access(session.settings) if session.settings.scicat_endpoint else None
+        checks = [*s3.checks(), *lts.checks(), *catalogue_checks(access)]
+        results = await run_checks(checks, secrets=secrets)
     failed = any(result.status is Status.FAIL for result in results)
     counts = {str(status): sum(result.status is status for result in results) for status in Status}
     return Outcome(

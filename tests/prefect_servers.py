@@ -119,7 +119,9 @@ class PrefectServer:
         with temporary_settings({PREFECT_API_URL: self.url, PREFECT_HOME: self.home}):
             yield
 
-    def run(self, *command: str, timeout_s: float = 120.0, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, timeout_s: float = 120.0, environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Runs ``python <command>`` as a client of this server, in the project's folder, whatever its exit code."""
         return subprocess.run(
             [sys.executable, *command],
@@ -128,7 +130,7 @@ class PrefectServer:
             text=True,
             timeout=timeout_s,
             cwd=_ROOT,
-            env={**self.environ, **environ},
+            env={**self.environ, **(environ or {})},
             stdin=subprocess.DEVNULL,
         )
 

@@ -40,6 +40,7 @@ __all__ = [
     "BucketFactory",
     "S3Server",
     "fresh_bucket",
+    "moto",
     "object_keys",
     "put_objects",
     "s3_client",
@@ -149,15 +150,21 @@ def _remove_bucket(server: S3Server, bucket: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- fixtures
-@pytest.fixture(scope="session")
-def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    log = tmp_path_factory.mktemp("moto") / "moto.log"
+@contextmanager
+def moto(folder: Path) -> Iterator[S3Server]:
+    """A moto server until the end of the block; its log goes to ``folder``."""
 
     def command(port: int) -> list[str]:
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
 
-    with _serving(command, log) as url:
+    with _serving(command, folder / "moto.log") as url:
         yield S3Server("moto", url, "test", "test-secret")
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

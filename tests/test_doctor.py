@@ -9,12 +9,16 @@ import anyio
 import pytest
 
 from mover.doctor import Check, CheckResult, Finding, Status, fine, run_checks
+from mover.doctor_catalogue import catalogue_checks
 from mover.doctor_lts import LtsChecks, measure_folder
 from mover.doctor_s3 import S3Checks
 from mover.engine import EngineConfig
 from mover.errors import LtsError
 from mover.parts import Buckets
+from mover.scicat import SciCatAccess
+from mover.settings_rules import Secret
 from mover.streams.s3_calls import S3Endpoint
+from tests.scicat_fake.server import ScicatServer
 from tests.servers import BucketFactory, S3Server, object_keys
 
 pytestmark = pytest.mark.anyio
@@ -143,3 +147,23 @@ def moto_bucket(moto_server: S3Server) -> Iterator[Callable[[], str]]:
 
     with ExitStack() as stack:
         yield lambda: stack.enter_context(fresh_bucket(moto_server))
+
+
+async def test_the_catalogue_is_tried_with_the_account_and_its_groups(scicat_server: ScicatServer) -> None:
+    access = SciCatAccess(scicat_server.url, scicat_server.user, Secret(scicat_server.password))
+    (found,) = await run_checks(catalogue_checks(access))
+    assert found.status is Status.OK
+    assert "archivemanager" in found.measured
+
+
+async def test_a_catalogue_that_refuses_the_account_fails_without_its_password(scicat_server: ScicatServer) -> None:
+    access = SciCatAccess(scicat_server.url, scicat_server.user, Secret("not-the-password"))
+    (found,) = await run_checks(catalogue_checks(access))
+    assert found.status is Status.FAIL
+    assert "not-the-password" not in found.measured + found.advice
+    assert "SCICAT_PASSWORD" in found.advice
+
+
+async def test_without_a_catalogue_its_check_says_that_there_is_none() -> None:
+    (found,) = await run_checks(catalogue_checks(None))
+    assert found.status is Status.SKIP
