@@ -9,7 +9,7 @@ SOURCES := mover flows benchmarks tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all bench-rate bench-memory bench-plan lint format types check lock clean
+.PHONY: help demo flows test test-slow test-all bench-rate bench-memory bench-plan lint format types check lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -28,6 +28,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP) ## archive, verify and retrieve a folder with everything embedded (DATA=some/folder)
 	$(BIN)/mover demo $(if $(DATA),"$(DATA)")
+
+flows: $(STAMP) ## archive and retrieve a dataset through Prefect and a catalogue, all on this machine (ARGS=--keep: look around)
+	$(BIN)/python -m tests.flows_demo $(ARGS)
 
 test: $(STAMP) ## the tests that take less than a few minutes
 	$(BIN)/pytest -m "not slow" $(ARGS)
