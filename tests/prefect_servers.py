@@ -64,6 +64,8 @@ class PrefectServer:
             "PREFECT_HOME": str(self.home),
             # Its default is a folder inside the installed package, which all servers of the machine would share.
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self.home / "ui"),
+            # What the browser asks; the default is port 4200.
+            "PREFECT_SERVER_UI_API_URL": self.url,
             **self._extra,
         }
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
