@@ -17,6 +17,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.limits import LIMIT_TAGS, limit_name
 from flows.runs import bury_silent_runs, fate, live_jobs, runs_of_job, start_run
 from mover.catalogue import CatalogueJob, JobCatalogue
+from mover.errors import MoverError
 from mover.jobs import settle_job
 from mover.jobs_lifecycle import IN_PROGRESS, SUBMITTED, JobKind, is_finished
 from mover.policies.reconciliation import ATTEMPTS, End, Leave, RunFate, Start, next_step
@@ -32,7 +33,7 @@ _BUSY: Final = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 class Action(msgspec.Struct, frozen=True):
     """One thing that was done, or would be. ``target``: a job's id, a run's name, a limit's name."""
 
-    what: Literal["run buried", "run started", "job ended", "slots freed"]
+    what: Literal["run buried", "run started", "job ended", "slots freed", "failed"]
     target: str
     reason: str
 
@@ -41,7 +42,7 @@ async def reconcile_all(client: PrefectClient, catalogue: JobCatalogue, *, dry_r
     """Looks at every job that has not ended and at every limit; returns what it did, or with ``dry_run`` would do.
 
     Raises:
-        MoverError: the catalogue or the server refuses; what was done stays done.
+        MoverError: the list of jobs or the server refuses; what was done stays done.
     """
     actions: list[Action] = []
     for kind in _KINDS:
@@ -53,7 +54,10 @@ async def reconcile_all(client: PrefectClient, catalogue: JobCatalogue, *, dry_r
             if job.job_id in live or _is_new(job):
                 continue
             fates = [fate(run) for run in await runs_of_job(client, kind, job.job_id)]
-            actions += await _act(client, catalogue, kind, job, fates, dry_run=dry_run)
+            try:
+                actions += await _act(client, catalogue, kind, job, fates, dry_run=dry_run)
+            except MoverError as error:  # the others get their turn
+                actions.append(Action("failed", job.job_id, str(error)))
     return actions + await _free_slots(client, dry_run=dry_run)
 
 

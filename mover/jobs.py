@@ -18,6 +18,7 @@ from mover.errors import (
     DatasetNotFoundError,
     JobFinishedError,
     JobMismatchError,
+    JobNotFoundError,
     MoverError,
 )
 from mover.jobs_lifecycle import (
@@ -96,7 +97,7 @@ class JobRunner:
 
     async def begin(self, job_id: str, message: str) -> None:
         """Shows that somebody works on the job."""
-        await self._catalogue.update_job(job_id, IN_PROGRESS, message)
+        await _update_job(self._catalogue, job_id, IN_PROGRESS, message)
 
     async def archive(self, dataset_id: str, *, release_source: bool) -> DatasetResult[ArchiveReport]:
         """Archives one dataset of a job; failures are results, already told to the catalogue."""
@@ -122,7 +123,7 @@ class JobRunner:
             code, message = job_verdict(kind, outcomes)
         else:
             code, message = FINISHED_WITH_DATASET_ERRORS, "the job names no dataset"
-        await self._catalogue.update_job(job_id, code, message, dict(result))
+        await _update_job(self._catalogue, job_id, code, message, dict(result))
         return code
 
     async def _run(
@@ -167,8 +168,18 @@ async def settle_job(
         for dataset_id in _merged(job)
     ]
     code, text = job_verdict(kind, outcomes)
-    await catalogue.update_job(job.job_id, code, text)
+    await _update_job(catalogue, job.job_id, code, text)
     return code
+
+
+async def _update_job(
+    catalogue: JobCatalogue, job_id: str, code: str, message: str, result: dict[str, Any] | None = None
+) -> None:
+    """A job of which a dataset was deleted can never be updated again; its other datasets are served all the same."""
+    try:
+        await catalogue.update_job(job_id, code, message, result)
+    except JobNotFoundError as error:
+        _log.warning("the catalogue does not take %s: %s (%s)", code, message, error)
 
 
 async def _settle_dataset(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> DatasetOutcome:
