@@ -9,12 +9,14 @@ found by that name.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -120,6 +122,9 @@ class PrefectServer:
 
         with temporary_settings({PREFECT_API_URL: self.url, PREFECT_HOME: self.home}):
             yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # Prefect leaves connections to the garbage collector: not while another test runs
 
     def run(
         self, *command: str, timeout_s: float = 120.0, environ: Mapping[str, str] | None = None
