@@ -49,7 +49,6 @@ async def archive_dataset(dataset_id: str, dry_run: bool = False, release_source
     persist_result=False,
     on_cancellation=[settle_run],
     on_crashed=[settle_run],
-    on_failure=[settle_run],
 )
 async def archive_datasetlist(
     job_id: str,

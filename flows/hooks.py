@@ -1,7 +1,8 @@
-"""What happens when a job's run ends badly: the catalogue is told at once, or the next run is started.
+"""What happens when a job's run is cancelled or killed: the catalogue is told at once, or the next run is started.
 
 Hooks run in the dying process, in another one or, when container and worker are gone, not at all: everything they do
-is the reconciler's work done early, and may be done twice.
+is the reconciler's work done early, and may be done twice. A run that failed is left to the reconciler: what made it
+fail, a share that is not mounted or a catalogue that is away, gets its minutes to come back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _KINDS: Final[dict[str, JobKind]] = {"archive_datasetlist": "archive", "retrieve
 
 
 async def settle_run(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook of cancelled, crashed and failed runs of jobs."""
+    """Hook of cancelled and crashed runs of jobs."""
     from flows.reconciliation import reconcile_job
 
     job_id = flow_run.parameters.get("job_id")

@@ -45,7 +45,6 @@ async def retrieve_dataset(dataset_id: str, files: list[str] | None = None, dry_
     persist_result=False,
     on_cancellation=[settle_run],
     on_crashed=[settle_run],
-    on_failure=[settle_run],
 )
 async def retrieve_datasetlist(
     job_id: str,
