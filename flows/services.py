@@ -12,7 +12,8 @@ import msgspec
 from flows.limits import read_limits
 from flows.progress import Board, open_board
 from flows.settings import read_settings
-from flows.stages import run_stage
+from flows.slots import open_slots
+from flows.stages import StageTasks
 from mover.engine import Engine
 from mover.jobs import DatasetResult, JobRunner
 from mover.reports import ArchiveReport, RetrieveReport
@@ -58,7 +59,8 @@ async def open_services(title: str) -> AsyncIterator[Services]:
     async with (
         SciCat.open(scicat_access(settings)) as catalogue,
         open_board(title) as board,
-        Engine.open(config, catalogue=catalogue, tell=board.tell, run_stage=run_stage) as engine,
+        open_slots() as slots,
+        Engine.open(config, catalogue=catalogue, tell=board.tell, run_stage=StageTasks(slots)) as engine,
     ):
         jobs = JobRunner(engine, catalogue, on_wait=board.waits)
         token = _open.set(Services(settings, catalogue, engine, jobs, board, {}, {}))
