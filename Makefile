@@ -9,7 +9,7 @@ SOURCES := mover flows benchmarks tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo flows test test-slow test-all bench-rate bench-memory bench-plan lint format types check lock clean
+.PHONY: help demo flows test test-slow test-all bench-rate bench-memory bench-plan bench-prefect lint format types check lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -60,6 +60,9 @@ bench-memory: $(STAMP) ## peak memory of archiving (ARGS=--help)
 
 bench-plan: $(STAMP) ## memory and time of planning a million objects (ARGS=--help)
 	$(BIN)/python -m benchmarks.plan_memory $(ARGS)
+
+bench-prefect: $(STAMP) ## what Prefect costs, and the LTS's idle time between datablocks (ARGS=--help)
+	$(BIN)/python -m benchmarks.prefect_overhead $(ARGS)
 
 check: lint types test ## lint, types, test
 
