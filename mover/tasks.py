@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -12,16 +15,30 @@ from mover.errors import MoverError, gravity
 
 __all__ = ["open_task_group"]
 
+_BY_SCOPE: Final = "Cancelled via cancel scope "  # anyio's mark, by which it knows its own
+
 
 @asynccontextmanager
 async def open_task_group() -> AsyncIterator[TaskGroup]:
     """An anyio task group that raises the gravest ``MoverError`` of its tasks bare; anything else stays a group.
 
     Of equals the first counts. The first failure cancels the siblings; what they raise besides is kept as notes.
+
+    A process that is told to end cancels all tasks of its loop. anyio's group takes that of a child for one of its own,
+    passes it on to a host that is still cleaning up and, when a library underneath has taken the host's request for
+    dealt with, goes on as if nothing had been. Here the host stays cancelled.
     """
+    native: asyncio.CancelledError | None = None
     try:
         async with anyio.create_task_group() as tasks:
-            yield tasks
+            try:
+                yield tasks
+            except asyncio.CancelledError as exc:
+                native = _native(exc)
+                raise
+        # a cancelled scope further out delivers its cancellation by itself
+        if native is not None and anyio.current_effective_deadline() > -math.inf:
+            raise native
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
         errors = [leaf for leaf in leaves if isinstance(leaf, MoverError)]
@@ -32,6 +49,15 @@ async def open_task_group() -> AsyncIterator[TaskGroup]:
             if other is not gravest:
                 gravest.add_note(f"besides: {other}")
         raise gravest from gravest.__cause__
+
+
+def _native(exc: BaseException | None) -> asyncio.CancelledError | None:
+    """The cancellation that asyncio itself asked for, if that is what anyio's own one came on top of."""
+    while isinstance(exc, asyncio.CancelledError):
+        if not str(exc.args[0] if exc.args else "").startswith(_BY_SCOPE):
+            return exc
+        exc = exc.__context__
+    return None
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
+import anyio.lowlevel
 import pytest
 
 from mover.errors import LtsError, StallError
@@ -55,4 +58,51 @@ async def test_cancellation_from_outside_passes_through() -> None:
     with anyio.move_on_after(0.01) as scope:
         async with open_task_group() as tasks:
             tasks.start_soon(anyio.sleep_forever)
+    assert scope.cancelled_caught
+
+
+async def test_a_host_stays_cancelled_when_all_tasks_of_the_loop_are_cancelled_while_it_cleans_up() -> None:
+    """As a runner does it when the process is told to end."""
+    went_on = False
+
+    async def cleaning_up() -> None:
+        nonlocal went_on
+        async with open_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                host.uncancel()  # as libraries do
+                await anyio.sleep(0.01)
+        went_on = True
+
+    before = asyncio.all_tasks()
+    host = asyncio.ensure_future(cleaning_up())
+    for _ in range(3):
+        await anyio.lowlevel.checkpoint()
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    done, _ = await asyncio.wait([host])
+
+    assert host in done
+    assert host.cancelled()
+    assert not went_on
+
+
+async def test_a_group_that_its_own_body_cancels_ends_in_peace() -> None:
+    async with open_task_group() as tasks:
+        tasks.start_soon(anyio.sleep_forever)
+        tasks.cancel_scope.cancel()
+        await anyio.sleep_forever()
+
+
+async def test_a_cancelled_scope_around_a_group_ends_in_peace() -> None:
+    with anyio.CancelScope() as scope:
+        async with open_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            scope.cancel()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                tasks.cancel_scope.cancel()
     assert scope.cancelled_caught
