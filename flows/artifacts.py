@@ -13,7 +13,7 @@ from mover.model import DatasetPlan
 from mover.reports import ArchiveReport, DatablockReport, RetrieveReport, VerifyReport
 from mover.shown import bytes_text
 
-__all__ = ["show_datablocks", "show_links", "show_plan"]
+__all__ = ["show_datablocks", "show_links", "show_plan", "show_table"]
 
 _MOST_ROWS: Final = 500
 _SCRIPT_LIMIT_BYTES: Final = 256 << 10
@@ -30,13 +30,13 @@ async def show_plan(plan: DatasetPlan) -> None:
         }
         for item in plan.datablocks
     ]
-    await _table(f"plan-{_slug(plan.dataset_id)}", f"What archiving {plan.dataset_id} would write", rows)
+    await show_table(f"plan-{_slug(plan.dataset_id)}", f"What archiving {plan.dataset_id} would write", rows)
 
 
 async def show_datablocks(report: ArchiveReport | VerifyReport) -> None:
     """The datablocks of a dataset with times and proof."""
     rows = [_row(item) for item in report.datablocks]
-    await _table(f"datablocks-{_slug(report.dataset_id)}", f"Datablocks of {report.dataset_id}", rows)
+    await show_table(f"datablocks-{_slug(report.dataset_id)}", f"Datablocks of {report.dataset_id}", rows)
 
 
 def _row(item: DatablockReport) -> dict[str, Any]:
@@ -65,7 +65,7 @@ async def show_links(report: RetrieveReport) -> None:
         for item in report.objects
     ]
     title = f"Links to {report.dataset_id}, until {report.expires_at}"
-    await _table(f"links-{_slug(report.dataset_id)}", title, rows)
+    await show_table(f"links-{_slug(report.dataset_id)}", title, rows)
     if len(report.script) <= _SCRIPT_LIMIT_BYTES:
         text = f"`bash` downloads, checks and unpacks:\n\n```bash\n{report.script}\n```\n"
         await _quietly(
@@ -77,7 +77,8 @@ async def show_links(report: RetrieveReport) -> None:
         )
 
 
-async def _table(key: str, title: str, rows: Sequence[dict[str, Any]]) -> None:
+async def show_table(key: str, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A table under a key of lower-case letters, digits and dashes; it is cut when it is very long."""
     cut = f" (the first {_MOST_ROWS} of {len(rows):,})" if len(rows) > _MOST_ROWS else ""
     await _quietly(acreate_table_artifact(key=key, table=list(rows[:_MOST_ROWS]), description=title + cut))
 

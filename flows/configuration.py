@@ -53,6 +53,7 @@ class Wanted(NamedTuple):
 
     variables: Mapping[str, object]
     limits: Mapping[str, Limit]
+    default_limits: frozenset[str]  # of these, named in no file: for a server that has none
     secrets: Mapping[str, Secret | None]
     pools: Mapping[str, Pool]
     automations: Mapping[str, Automation]
@@ -84,11 +85,16 @@ def changes(wanted: Wanted, found: Found) -> Sequence[Change]:
     """
     return [
         *_compared("variable", wanted.variables, found.variables),
-        *_compared("limit", wanted.limits, found.limits),
+        *_compared("limit", {**wanted.limits, **_kept(wanted, found)}, found.limits),
         *_secrets(wanted, found),
         *_pools(wanted, found),
         *_compared("automation", wanted.automations, found.automations),
     ]
+
+
+def _kept(wanted: Wanted, found: Found) -> dict[str, Limit]:
+    """Limits that no file names stay as they are, as long as they limit at all."""
+    return {name: Limit(found.limits[name].slots) for name in wanted.default_limits if name in found.limits}
 
 
 def _compared(kind: Kind, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Change]:

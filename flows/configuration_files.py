@@ -34,7 +34,7 @@ class PoolNames(NamedTuple):
 
 POOLS: Final = (
     PoolNames("ARCHIVAL", "archival-docker-workpool", 4),
-    PoolNames("RETRIEVAL", "retrieval-docker-workpool", 2),
+    PoolNames("RETRIEVAL", "retrieval-docker-workpool", 4),
 )
 
 _TYPE = choice("docker", "process")
@@ -49,7 +49,7 @@ def read_wanted(configs: Sequence[Path], environ: Mapping[str, str], automations
             variables.
     """
     variables: dict[str, object] = {}
-    limits = {name: Limit(getattr(Settings(), name.lower())) for name in LIMIT_TAGS}
+    limits: dict[str, Limit] = {}
     for config in configs:
         settings = load_settings(config=config, environ={})
         for name, origin in settings.origins.items():
@@ -65,9 +65,11 @@ def read_wanted(configs: Sequence[Path], environ: Mapping[str, str], automations
                 limits[name] = Limit(value)
             else:
                 variables[name.lower()] = value if isinstance(value, int) else str(value)
+    defaults = {name: Limit(getattr(Settings(), name.lower())) for name in LIMIT_TAGS if name not in limits}
     return Wanted(
         variables=variables,
-        limits={limit_name(LIMIT_TAGS[name]): limit for name, limit in limits.items()},
+        limits={limit_name(tag): limits.get(name) or defaults[name] for name, tag in LIMIT_TAGS.items()},
+        default_limits=frozenset(limit_name(LIMIT_TAGS[name]) for name in defaults),
         secrets={block: _secret(name, environ) for name, block in {**SECRET_BLOCKS, **OPTIONAL_BLOCKS}.items()},
         pools=_pools(environ),
         automations=automations,

@@ -45,6 +45,6 @@ async def create_test_dataset(
     if dry_run:
         return Completed(message=f"{text}; nothing created")
     async with SciCat.open(scicat_access(settings)) as catalogue, S3Store.open(s3_endpoint(settings)) as store:
+        await catalogue.trial.announce(dataset.dataset_id, files)  # refuses the id of a dataset that there is
         await upload(store, settings.minio_landingzone_bucket, dataset)
-        await catalogue.trial.announce(dataset.dataset_id, files)
     return Completed(message=text)

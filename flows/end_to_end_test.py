@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import anyio
 from prefect import flow
-from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.flow_runs import wait_for_flow_run
 from prefect.states import Completed, Failed
 
+from flows.artifacts import show_table
 from flows.create_test_dataset import create_test_dataset, new_dataset_id
 from flows.progress import run_logger
 from flows.runs import start_run
@@ -59,7 +59,7 @@ async def end_to_end_test(
             return Failed(message=f"no dataset to try with: {created.message}")
         trial = _Trial(catalogue, settings, dataset, timeout_s)
         problem = await trial.run()
-    await acreate_table_artifact(key="end-to-end-test", table=trial.rows, description=f"Trial of {dataset.dataset_id}")
+    await show_table("end-to-end-test", f"Trial of {dataset.dataset_id}", trial.rows)
     return (
         Failed(message=problem) if problem else Completed(message=f"{dataset.dataset_id}: {file_count:,} file(s) equal")
     )

@@ -16,7 +16,6 @@ from prefect.client.schemas.objects import FlowRun, State
 from flows.progress import run_logger
 from flows.services import open_catalogue
 from mover.jobs_lifecycle import JobKind
-from mover.policies.reconciliation import ATTEMPTS
 
 __all__ = ["settle_run"]
 
@@ -31,10 +30,6 @@ async def settle_run(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any])
     if not isinstance(job_id, str) or flow_run.parameters.get("dry_run"):
         return
     cancelled_run = flow_run.id if state.is_cancelling() or state.is_cancelled() else None
-    attempts = ATTEMPTS if flow_run.deployment_id else 1  # a run that somebody made by hand is not repeated
     async with open_catalogue() as catalogue, get_client() as client:
-        actions = await reconcile_job(
-            client, catalogue, _KINDS[flow.name], job_id, cancelled_run=cancelled_run, attempts=attempts
-        )
-        for action in actions:
+        for action in await reconcile_job(client, catalogue, _KINDS[flow.name], job_id, cancelled_run=cancelled_run):
             run_logger().warning("%s %s: %s", action.what, action.target, action.reason)

@@ -60,7 +60,8 @@ async def run_job(
 ) -> State[Any]:
     """Runs all datasets of a job and ends it in the catalogue; returns the run's state.
 
-    A job that has ended already is left alone, unless ``again``.
+    A job that has ended already is left alone, unless ``again``. A run for some of its datasets tells how they go and
+    leaves the job as it is.
 
     Raises:
         JobNotFoundError, JobMismatchError: there is no such job, or it is another one than was meant.
@@ -70,11 +71,16 @@ async def run_job(
         datasets = await services.jobs.read(job_id, kind, dataset_ids, again=again)
     except JobFinishedError as error:
         return Completed(name="Skipped", message=str(error))
-    await services.jobs.begin(job_id, f"{len(datasets)} dataset(s) to {kind}")
+    if kind == "archive" and any(dataset.files for dataset in datasets):
+        run_logger().warning("the job names single files; datasets are archived whole")
+    if dataset_ids is None:
+        await services.jobs.begin(job_id, f"{len(datasets)} dataset(s) to {kind}")
     results = await _each(datasets, run)
     outcomes = [result.outcome for result in results]
-    code = await services.jobs.finish(job_id, kind, outcomes, job_result(outcomes, _retrievals(results)))
-    message = job_verdict(kind, outcomes)[1]
+    code, message = job_verdict(kind, outcomes)
+    if dataset_ids is None:
+        result = job_result(outcomes, _retrievals(results))
+        code = await services.jobs.finish(job_id, kind, outcomes, result, again=again)
     run_logger().info("job %s: %s, %s", job_id, code, message)
     name = _STATES.get(code)
     return Failed(message=message) if name is None else Completed(name=name, message=message)

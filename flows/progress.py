@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import anyio
@@ -99,5 +99,5 @@ async def _show(board: Board, title: str) -> None:
             await anyio.sleep(_EVERY_S)
     finally:
         if artifact_id is not None:
-            with anyio.move_on_after(_EVERY_S, shield=True):
+            with anyio.move_on_after(_EVERY_S, shield=True), suppress(Exception):
                 await aupdate_progress_artifact(artifact_id, board.percent(), description=f"{title}: {board.text()}")

@@ -11,16 +11,17 @@ import msgspec
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.limits import LIMIT_TAGS, limit_name
 from flows.runs import bury_silent_runs, fate, live_jobs, runs_of_job, start_run
+from flows.services import open_engine
 from mover.catalogue import CatalogueJob, JobCatalogue
 from mover.errors import MoverError
-from mover.jobs import settle_job
 from mover.jobs_lifecycle import IN_PROGRESS, SUBMITTED, JobKind, is_finished
-from mover.policies.reconciliation import ATTEMPTS, End, Leave, RunFate, Start, next_step
+from mover.jobs_settle import settle_job
+from mover.policies.reconciliation import End, Leave, RunFate, Start, next_step
 
 __all__ = ["Action", "reconcile_all", "reconcile_job"]
 
@@ -53,9 +54,9 @@ async def reconcile_all(client: PrefectClient, catalogue: JobCatalogue, *, dry_r
         async for job in catalogue.jobs([kind], [SUBMITTED, IN_PROGRESS]):
             if job.job_id in live or _is_new(job):
                 continue
-            fates = [fate(run) for run in await runs_of_job(client, kind, job.job_id)]
+            runs = await runs_of_job(client, kind, job.job_id)
             try:
-                actions += await _act(client, catalogue, kind, job, fates, dry_run=dry_run)
+                actions += await _act(client, catalogue, kind, job, runs, dry_run=dry_run)
             except MoverError as error:  # the others get their turn
                 actions.append(Action("failed", job.job_id, str(error)))
     return actions + await _free_slots(client, dry_run=dry_run)
@@ -68,16 +69,11 @@ async def reconcile_job(
     job_id: str,
     *,
     cancelled_run: UUID | None = None,
-    attempts: int = ATTEMPTS,
 ) -> list[Action]:
-    """Looks at one job, whose run has just ended.
-
-    ``cancelled_run`` is still being cancelled, and counts as ended; ``attempts``: runs that the job gets at most.
-    """
+    """Looks at one job, whose run has just ended. ``cancelled_run`` is still being cancelled, and counts as ended."""
     job = await catalogue.job(job_id)
     runs = await runs_of_job(client, kind, job_id)
-    fates: list[RunFate] = ["cancelled" if run.id == cancelled_run else fate(run) for run in runs]
-    return await _act(client, catalogue, kind, job, fates, attempts=attempts)
+    return await _act(client, catalogue, kind, job, runs, cancelled_run=cancelled_run)
 
 
 async def _act(
@@ -85,29 +81,33 @@ async def _act(
     catalogue: JobCatalogue,
     kind: JobKind,
     job: CatalogueJob,
-    fates: Sequence[RunFate],
+    runs: Sequence[FlowRun],
     *,
+    cancelled_run: UUID | None = None,
     dry_run: bool = False,
-    attempts: int = ATTEMPTS,
 ) -> list[Action]:
-    step = next_step(finished=is_finished(job.status_code), fates=fates, attempts=attempts)
-    match step:
+    fates: list[RunFate] = ["cancelled" if run.id == cancelled_run else fate(run) for run in runs]
+    match next_step(finished=is_finished(job.status_code), fates=fates):
         case Leave():
             return []
         case Start(attempt, reason):
             if not dry_run:
-                await start_run(client, kind, job.job_id, attempt)
+                await start_run(client, kind, job.job_id, attempt, runs[-1] if runs else None)
             return [Action("run started", job.job_id, f"{reason}; attempt {attempt}")]
         case End(state, message):
             if not dry_run:
-                await settle_job(catalogue, job, kind, state, message)
+                async with open_engine(catalogue) as engine:
+                    await settle_job(engine, catalogue, job, kind, state, message)
             return [Action("job ended", job.job_id, message)]
 
 
 def _is_new(job: CatalogueJob) -> bool:
     if job.status_code != SUBMITTED or not job.created_at:
         return False
-    return datetime.now(UTC) - datetime.fromisoformat(job.created_at) < _TRIGGER_GRACE
+    try:
+        return datetime.now(UTC) - datetime.fromisoformat(job.created_at) < _TRIGGER_GRACE
+    except (TypeError, ValueError):  # a time that is none, or none of a zone, does not keep the job waiting
+        return False
 
 
 async def _free_slots(client: PrefectClient, *, dry_run: bool) -> list[Action]:
@@ -134,6 +134,8 @@ async def _all_quiet(client: PrefectClient) -> bool:
     busy = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_BUSY))))
     if len(await client.read_flow_runs(flow_run_filter=busy, limit=2)) > 1:  # one: the reconciler itself
         return False
-    last = await client.read_flow_runs(sort=FlowRunSort.END_TIME_DESC, limit=1)
+    # Runs that have not ended sort before all others on some databases.
+    over = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))))
+    last = await client.read_flow_runs(flow_run_filter=over, sort=FlowRunSort.END_TIME_DESC, limit=1)
     ended = last[0].end_time if last else None
     return ended is None or datetime.now(UTC) - ended > _SLOT_GRACE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -19,6 +19,8 @@ from mover.reports import RetrieveReport
 
 __all__ = ["retrieve_dataset", "retrieve_datasetlist"]
 
+_SHOWN_FILES: Final = 100  # of a job's list among the parameters of a dataset's run
+
 
 @flow(name="retrieve_dataset", flow_run_name="retrieve {dataset_id}", persist_result=False)
 async def retrieve_dataset(dataset_id: str, files: list[str] | None = None, dry_run: bool = False) -> State[Any]:  # noqa: FBT001, FBT002 - a form in Prefect's UI
@@ -32,7 +34,8 @@ async def retrieve_dataset(dataset_id: str, files: list[str] | None = None, dry_
     async with open_services(f"retrieve {dataset_id}") as services:
         if dry_run:
             return Completed(message=await _looked_up(services, dataset_id))
-        result = await services.jobs.retrieve(JobDataset(dataset_id, tuple(files or ())))
+        wanted = services.files.get(dataset_id, tuple(files or ()))
+        result = await services.jobs.retrieve(JobDataset(dataset_id, wanted))
         services.retrieved[dataset_id] = result
         if result.report is not None:
             await show_links(result.report)
@@ -63,7 +66,8 @@ async def retrieve_datasetlist(
     async with open_services(f"retrieve job {job_id}") as services:
 
         async def one(dataset: JobDataset) -> DatasetResult[RetrieveReport]:
-            state = await retrieve_dataset(dataset.dataset_id, list(dataset.files), return_state=True)
+            services.files[dataset.dataset_id] = dataset.files
+            state = await retrieve_dataset(dataset.dataset_id, list(dataset.files[:_SHOWN_FILES]), return_state=True)
             return await dataset_result(services.retrieved, dataset.dataset_id, state)
 
         if dry_run:

@@ -25,7 +25,16 @@ from mover.errors import ConfigError
 from mover.jobs_lifecycle import JobKind
 from mover.policies.reconciliation import RunFate
 
-__all__ = ["DEPLOYMENTS", "SILENCE_S", "bury_silent_runs", "fate", "live_jobs", "runs_of_job", "start_run"]
+__all__ = [
+    "DEPLOYMENTS",
+    "NEVER_HEARD_S",
+    "SILENCE_S",
+    "bury_silent_runs",
+    "fate",
+    "live_jobs",
+    "runs_of_job",
+    "start_run",
+]
 
 DEPLOYMENTS: Final[dict[JobKind, str]] = {
     "archive": "archive_datasetlist/datasets_archival",
@@ -35,6 +44,9 @@ DEPLOYMENTS: Final[dict[JobKind, str]] = {
 
 SILENCE_S: Final = 120.0
 """A run that sent heartbeats and has sent none for so long is dead; they come every 30 s."""
+
+NEVER_HEARD_S: Final = 1800.0
+"""A run that is pending or running and never sent a heartbeat is dead: an image may take minutes to arrive."""
 
 _PAGE: Final = 200
 _LIVE: Final = (
@@ -72,8 +84,12 @@ async def runs_of_job(client: PrefectClient, kind: JobKind, job_id: str) -> list
     return sorted(runs, key=_created)
 
 
-async def start_run(client: PrefectClient, kind: JobKind, job_id: str, attempt: int) -> FlowRun:
+async def start_run(
+    client: PrefectClient, kind: JobKind, job_id: str, attempt: int, last: FlowRun | None = None
+) -> FlowRun:
     """Starts a run of the job's deployment; for one attempt there is one run, however often this is called.
+
+    ``last``: the run that it takes the place of, whose parameters it gets.
 
     Raises:
         ConfigError: the deployment does not exist.
@@ -84,20 +100,27 @@ async def start_run(client: PrefectClient, kind: JobKind, job_id: str, attempt: 
         raise ConfigError(DEPLOYMENTS[kind], None, "a deployment; `python -m flows.deploy` creates it") from error
     return await client.create_flow_run_from_deployment(
         deployment.id,
-        parameters={"job_id": job_id},
+        parameters=(last.parameters if last else {}) | {"job_id": job_id},
         name=f"{kind} job {job_id}",
         idempotency_key=f"{kind}/{job_id}/{attempt}",
     )
 
 
 async def bury_silent_runs(client: PrefectClient, kind: JobKind) -> list[FlowRun]:
-    """Declares running runs crashed whose heartbeats have stopped; one that never sent any is left alone."""
+    """Declares runs crashed whose heartbeats have stopped, or that never sent any for a long time.
+
+    Runs that are being cancelled are Prefect's own business: it ends them after some minutes. Those of single datasets
+    count as well: they die with the run of their job, and as long as one seems to work no lost slot is given back.
+    """
     now = datetime.now(UTC)
     buried = []
-    async for run in _runs_of(client, kind, (StateType.RUNNING, StateType.CANCELLING)):
+    flow_names = [DEPLOYMENTS[kind].partition("/")[0], f"{kind}_dataset"]
+    async for run in _runs_of(client, kind, (StateType.PENDING, StateType.RUNNING), flow_names=flow_names):
         heard = await _last_heartbeat(client, run)
-        if heard is not None and (now - heard).total_seconds() > SILENCE_S:
-            message = f"no heartbeat for {(now - heard).total_seconds():.0f} s: its process is gone"
+        since, bound_s = (heard, SILENCE_S) if heard else (run.state.timestamp if run.state else now, NEVER_HEARD_S)
+        silent_s = (now - since).total_seconds()
+        if silent_s > bound_s:
+            message = f"no heartbeat for {silent_s:.0f} s: its process is gone"
             await client.set_flow_run_state(run.id, Crashed(message=message), force=True)
             buried.append(run)
     return buried
@@ -116,9 +139,13 @@ async def _last_heartbeat(client: PrefectClient, run: FlowRun) -> datetime | Non
 
 
 async def _runs_of(
-    client: PrefectClient, kind: JobKind, states: Sequence[StateType] = (), name_like: str = ""
+    client: PrefectClient,
+    kind: JobKind,
+    states: Sequence[StateType] = (),
+    name_like: str = "",
+    flow_names: Sequence[str] = (),
 ) -> AsyncIterator[FlowRun]:
-    flow_name = DEPLOYMENTS[kind].partition("/")[0]
+    wanted_flows = FlowFilter(name=FlowFilterName(any_=list(flow_names) or [DEPLOYMENTS[kind].partition("/")[0]]))
     wanted = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))) if states else None,
         name=FlowRunFilterName(like_=name_like) if name_like else None,
@@ -126,7 +153,7 @@ async def _runs_of(
     offset = 0
     while True:
         page = await client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])),
+            flow_filter=wanted_flows,
             flow_run_filter=wanted,
             sort=FlowRunSort.ID_DESC,
             limit=_PAGE,

@@ -24,8 +24,8 @@ SERVER_SETTINGS: Mapping[str, str] = MappingProxyType(
         # between two datablocks for seconds.
         "PREFECT_SERVER_TASKS_TAG_CONCURRENCY_SLOT_WAIT_SECONDS": "0.5",
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "0.5",
-        # What tasks report is written together, once a second. The defaults write every event by itself, and on SQLite a
-        # request for a slot that meets a write of others is refused; the client asks again only after 2 s.
+        # What tasks report is written together, once a second. The defaults write every event by itself, and on SQLite
+        # a request for a slot that meets a write of others is refused; the client asks again only after 2 s.
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "500",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "500",
@@ -41,6 +41,8 @@ FLOW_SETTINGS: Mapping[str, str] = MappingProxyType(
         # Flow runs whose heartbeats stop are set to Crashed by an automation (flows.configure). Off or slow heartbeats
         # would leave a run whose worker died with it in Running for ever.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        # What the engine and the catalogue's client log is shown with the run.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "mover",
         "DO_NOT_TRACK": "1",
     }
 )

@@ -14,6 +14,7 @@ from flows.progress import Board, open_board
 from flows.settings import read_settings
 from flows.slots import open_slots
 from flows.stages import StageTasks
+from mover.catalogue import JobCatalogue
 from mover.engine import Engine
 from mover.jobs import DatasetResult, JobRunner
 from mover.reports import ArchiveReport, RetrieveReport
@@ -21,11 +22,15 @@ from mover.scicat import SciCat
 from mover.settings import Settings
 from mover.wiring import engine_config, scicat_access
 
-__all__ = ["Services", "open_catalogue", "open_services"]
+__all__ = ["Services", "open_catalogue", "open_engine", "open_services"]
 
 
 class Services(NamedTuple):
-    """The open parts of a run. ``archived``, ``retrieved``: what the runs of single datasets came to, for their job."""
+    """The open parts of a run.
+
+    ``archived``, ``retrieved``: what the runs of single datasets came to, for their job. ``files``: what a job wants of
+    each dataset; a list of files can be longer than what Prefect takes as a parameter.
+    """
 
     settings: Settings
     catalogue: SciCat
@@ -34,6 +39,7 @@ class Services(NamedTuple):
     board: Board
     archived: dict[str, DatasetResult[ArchiveReport]]
     retrieved: dict[str, DatasetResult[RetrieveReport]]
+    files: dict[str, tuple[str, ...]]
 
 
 _open: ContextVar[Services] = ContextVar("services")
@@ -53,8 +59,9 @@ async def open_services(title: str) -> AsyncIterator[Services]:
         yield outer
         return
     settings = await read_settings()
-    limits = {name.lower(): slots for name, slots in (await read_limits()).items()}
-    # The server's limits are the ones that hold; the engine asks for no more slots than they have.
+    # The server's limits are the ones that hold; the engine asks for no more slots than they have. A limit of 0 is a
+    # pause: the engine asks for one slot, and the server lends none.
+    limits = {name.lower(): max(slots, 1) for name, slots in (await read_limits()).items()}
     config = msgspec.structs.replace(engine_config(settings), **limits)
     async with (
         SciCat.open(scicat_access(settings)) as catalogue,
@@ -63,7 +70,7 @@ async def open_services(title: str) -> AsyncIterator[Services]:
         Engine.open(config, catalogue=catalogue, tell=board.tell, run_stage=StageTasks(slots)) as engine,
     ):
         jobs = JobRunner(engine, catalogue, on_wait=board.waits)
-        token = _open.set(Services(settings, catalogue, engine, jobs, board, {}, {}))
+        token = _open.set(Services(settings, catalogue, engine, jobs, board, {}, {}, {}))
         try:
             yield _open.get()
         finally:
@@ -75,3 +82,13 @@ async def open_catalogue() -> AsyncIterator[SciCat]:
     """The catalogue alone, for runs that move no bytes.  Raises as ``open_services``."""
     async with SciCat.open(scicat_access(await read_settings())) as catalogue:
         yield catalogue
+
+
+@asynccontextmanager
+async def open_engine(catalogue: JobCatalogue) -> AsyncIterator[Engine]:
+    """An engine for what needs no limits: looking at datasets, and finishing what lacks only the catalogue.
+
+    Raises as ``open_services``.
+    """
+    async with Engine.open(engine_config(await read_settings()), catalogue=catalogue) as engine:
+        yield engine

@@ -27,6 +27,7 @@ __all__ = ["ArchiveOptions", "archive_dataset", "plan_source"]
 
 _log = logging.getLogger(__name__)
 
+_ROLLBACK_S = 120.0  # a catalogue that is away must not hold up a run that is told to end
 _GONE = "it has a manifest, but the datablock is gone; `mover repair` rebuilds it"
 
 
@@ -67,7 +68,7 @@ async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions
     """
     began = anyio.current_time()
     check_dataset_id(dataset_id)
-    begun_before = await parts.on_lts(parts.folder(dataset_id).manifest_names)
+    begun_before = await parts.on_lts(parts.folder(dataset_id).path.exists)
     # A new dataset is planned before anything is written: a refused one leaves no trace on the LTS.
     plan = None if begun_before else await plan_source(parts, dataset_id)
     async with hold_dataset(parts, dataset_id) as folder:
@@ -160,28 +161,33 @@ async def _archive_datablocks(
 
 
 async def _register(parts: Parts, manifests: Sequence[Manifest]) -> list[Registered]:
-    """Tells the catalogue, one datablock after another, only now that all are proved: all of them or none."""
+    """Tells the catalogue, one datablock after another, only now that all are proved: all of them or none.
+
+    What earlier runs registered is never taken back here: the dataset may have been archived for years.
+    """
     registered: list[Registered] = []
+    new: list[Manifest] = []
     for manifest in manifests:
         register = partial(parts.catalogue.register, manifest.dataset_id, manifest)
         with parts.announcer(manifest.dataset_id, Stage.REGISTER, manifest.number).stage():
             try:
-                await parts.run_stage(Stage.REGISTER, manifest.name, register)
+                if await parts.run_stage(Stage.REGISTER, manifest.name, register):
+                    new.append(manifest)
             except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await _unregister(parts, registered)
+                with anyio.move_on_after(_ROLLBACK_S, shield=True):
+                    await _unregister(parts, new)
                 raise
         registered.append(Registered(manifest))
     return registered
 
 
-async def _unregister(parts: Parts, registered: Sequence[Registered]) -> None:
+async def _unregister(parts: Parts, manifests: Sequence[Manifest]) -> None:
     """Takes back what was registered; one that resists does not keep the others, and registering again is harmless."""
-    for token in registered:
+    for manifest in manifests:
         try:
-            await parts.catalogue.unregister(token.manifest.dataset_id, token.manifest)
+            await parts.catalogue.unregister(manifest.dataset_id, manifest)
         except MoverError as exc:
-            _log.warning("%s stays registered: %s", token.manifest.archive_id, exc)
+            _log.warning("%s stays registered: %s", manifest.archive_id, exc)
 
 
 async def _release(parts: Parts, dataset_id: str, registered: Sequence[Registered]) -> ReleaseReport:

@@ -29,8 +29,8 @@ class Catalogue(Protocol):
         """
         ...
 
-    async def register(self, dataset_id: str, manifest: Manifest) -> None:
-        """Records one verified datablock. One that is recorded with the same content is fine; other content raises.
+    async def register(self, dataset_id: str, manifest: Manifest) -> bool:
+        """Records one verified datablock; whether it was not recorded before. Other content under its name raises.
 
         Datablocks of one dataset are registered one after another, never at the same time. The source is released only
         after this has returned for every datablock.
@@ -128,8 +128,9 @@ class NoCatalogue:
         """No list is kept: the landing zone alone says what the dataset is."""
         return None
 
-    async def register(self, dataset_id: str, manifest: Manifest) -> None:
+    async def register(self, dataset_id: str, manifest: Manifest) -> bool:  # noqa: ARG002 - the protocol's
         """Accepts the datablock."""
+        return True
 
     async def unregister(self, dataset_id: str, manifest: Manifest) -> None:
         """Accepts that, too."""

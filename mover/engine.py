@@ -15,7 +15,7 @@ from mover.errors import LtsError
 from mover.journal import Journal
 from mover.listing import list_archived, list_members
 from mover.model import DatasetPlan, ManifestMember, Progress
-from mover.parts import Buckets, Parts
+from mover.parts import Buckets, Parts, hold_dataset
 from mover.policies.limits import Limits, LimitStatistics
 from mover.policies.recall import RecallPolicy
 from mover.policies.retry import RetryPolicy
@@ -128,6 +128,12 @@ class Engine:
     async def repair(self, dataset_id: str, number: int) -> DatablockReport:
         """Rebuilds one datablock from its source or from its retrieval copy. Raises as ``repair_datablock``."""
         return await repair_datablock(self._parts, dataset_id, number)
+
+    @asynccontextmanager
+    async def holding(self, dataset_id: str) -> AsyncIterator[None]:
+        """Keeps every run off a dataset.  Raises DatasetBusyError when one is at it."""
+        async with hold_dataset(self._parts, dataset_id):
+            yield
 
     def datasets(self, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:
         """All datasets that have manifests on the LTS, or the one that is named.  Raises DatasetNotFoundError."""

@@ -1,6 +1,6 @@
 """A job of the catalogue from its order to its result: every dataset by itself, the catalogue true at every moment.
 
-``begin`` → ``archive`` or ``retrieve`` of each dataset → ``finish``; ``settle`` ends a job whose run is gone.
+``begin`` → ``archive`` or ``retrieve`` of each dataset → ``finish``. ``jobs_settle`` ends a job whose run is gone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from mover.catalogue import CatalogueJob, JobCatalogue, JobDataset
+from mover.catalogue import CatalogueJob, JobCatalogue, JobDataset, Lifecycle
 from mover.engine import Engine
 from mover.errors import (
     DatasetBusyError,
-    DatasetNotFoundError,
     JobFinishedError,
     JobMismatchError,
     JobNotFoundError,
@@ -26,9 +25,7 @@ from mover.jobs_lifecycle import (
     IN_PROGRESS,
     DatasetOutcome,
     JobKind,
-    OutcomeState,
     failure_outcome,
-    is_archived,
     is_finished,
     is_started,
     job_verdict,
@@ -39,7 +36,7 @@ from mover.jobs_result import archived_outcome, retrieved_outcome
 from mover.policies.busy import while_busy
 from mover.reports import ArchiveReport, RetrieveReport
 
-__all__ = ["DatasetResult", "JobRunner", "settle_job"]
+__all__ = ["DatasetResult", "JobRunner", "merged_datasets", "tell", "update_job"]
 
 R = TypeVar("R", ArchiveReport, RetrieveReport)
 
@@ -87,7 +84,7 @@ class JobRunner:
             raise JobMismatchError(job_id, f"it is of type {job.kind!r}, not {kind!r}")
         if is_finished(job.status_code) and not again:
             raise JobFinishedError(job_id, job.status_code)
-        datasets = _merged(job)
+        datasets = merged_datasets(job)
         if dataset_ids is None:
             return tuple(datasets.values())
         unknown = [dataset_id for dataset_id in dataset_ids if dataset_id not in datasets]
@@ -97,7 +94,7 @@ class JobRunner:
 
     async def begin(self, job_id: str, message: str) -> None:
         """Shows that somebody works on the job."""
-        await _update_job(self._catalogue, job_id, IN_PROGRESS, message)
+        await update_job(self._catalogue, job_id, IN_PROGRESS, message)
 
     async def archive(self, dataset_id: str, *, release_source: bool) -> DatasetResult[ArchiveReport]:
         """Archives one dataset of a job; failures are results, already told to the catalogue."""
@@ -116,14 +113,27 @@ class JobRunner:
         return await self._run("retrieve", dataset.dataset_id, work, retrieved_outcome)
 
     async def finish(
-        self, job_id: str, kind: JobKind, outcomes: Sequence[DatasetOutcome], result: Mapping[str, Any]
+        self,
+        job_id: str,
+        kind: JobKind,
+        outcomes: Sequence[DatasetOutcome],
+        result: Mapping[str, Any],
+        *,
+        again: bool = False,
     ) -> str:
-        """Ends the job with the verdict over its datasets; returns the status code."""
+        """Ends the job with the verdict over its datasets; returns the status code.
+
+        A job that another run has ended meanwhile stays as it is, unless ``again``.
+        """
+        if not again:
+            now = await self._catalogue.job(job_id)
+            if is_finished(now.status_code):
+                return now.status_code
         if outcomes:
             code, message = job_verdict(kind, outcomes)
         else:
             code, message = FINISHED_WITH_DATASET_ERRORS, "the job names no dataset"
-        await _update_job(self._catalogue, job_id, code, message, dict(result))
+        await update_job(self._catalogue, job_id, code, message, dict(result))
         return code
 
     async def _run(
@@ -133,75 +143,56 @@ class JobRunner:
         work: Callable[[], Awaitable[R]],
         done: Callable[[R], DatasetOutcome],
     ) -> DatasetResult[R]:
-        """Raises MoverError only for a catalogue that cannot be told: then somebody has to come back to the job."""
+        """Raises a retryable MoverError for a catalogue that cannot be told: somebody has to come back to the job."""
         try:
             before = await self._catalogue.lifecycle(dataset_id)
             await self._catalogue.update_lifecycle(dataset_id, started_lifecycle(kind, before))
-        except DatasetNotFoundError as error:
+        except MoverError as error:
+            if error.retryable:
+                raise
             return DatasetResult(failure_outcome(dataset_id, error))
+        report: R | None = None
         try:
             report = await while_busy(work, self._patience_s, lambda reason: self._on_wait(dataset_id, reason))
-        except DatasetBusyError as error:  # the run that holds the dataset tells how it goes
+            outcome = done(report)
+        except DatasetBusyError as error:
+            await self._give_up_waiting(kind, dataset_id, before)
             return DatasetResult(failure_outcome(dataset_id, error))
         except MoverError as error:
             _log.warning("%s of %s failed: %s", kind, dataset_id, error)
             outcome = failure_outcome(dataset_id, error)
-            await _tell(self._catalogue, kind, outcome)
-            return DatasetResult(outcome)
-        outcome = done(report)
-        await _tell(self._catalogue, kind, outcome)
-        return DatasetResult(outcome, report)
+        return DatasetResult(await tell(self._catalogue, kind, outcome), report)
+
+    async def _give_up_waiting(self, kind: JobKind, dataset_id: str, before: Lifecycle) -> None:
+        """Another job's run tells how its dataset goes; what holds it by hand tells nobody, so all is as before."""
+        if not is_started(kind, before) and is_started(kind, await self._catalogue.lifecycle(dataset_id)):
+            await self._catalogue.update_lifecycle(dataset_id, before)
 
 
-async def settle_job(
-    catalogue: JobCatalogue, job: CatalogueJob, kind: JobKind, state: OutcomeState, message: str
-) -> str:
-    """Ends a job whose run is gone for good: its datasets that look as if work went on, then the job itself.
-
-    Datasets that are archived stay so, those that nobody began are left as they are. Returns the job's status code.
-
-    Raises:
-        MoverError: the catalogue cannot be told.
-    """
-    outcomes = [
-        await _settle_dataset(catalogue, kind, DatasetOutcome(dataset_id, state, message))
-        for dataset_id in _merged(job)
-    ]
-    code, text = job_verdict(kind, outcomes)
-    await _update_job(catalogue, job.job_id, code, text)
-    return code
+async def tell(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> DatasetOutcome:
+    """Shows an outcome with its dataset. What the catalogue refuses to show is the facility's error, and returned."""
+    try:
+        now = await catalogue.lifecycle(outcome.dataset_id)  # another run may have archived it meanwhile
+        await catalogue.update_lifecycle(outcome.dataset_id, outcome_lifecycle(kind, now, outcome))
+    except MoverError as error:
+        if error.retryable:
+            raise
+        _log.warning("the catalogue does not take the outcome of %s: %s", outcome.dataset_id, error)
+        return outcome if outcome.state != "done" else failure_outcome(outcome.dataset_id, error)
+    return outcome
 
 
-async def _update_job(
+async def update_job(
     catalogue: JobCatalogue, job_id: str, code: str, message: str, result: dict[str, Any] | None = None
 ) -> None:
-    """A job of which a dataset was deleted can never be updated again; its other datasets are served all the same."""
+    """Sets the job's state. One of which a dataset was deleted takes none; the others are served all the same."""
     try:
         await catalogue.update_job(job_id, code, message, result)
     except JobNotFoundError as error:
         _log.warning("the catalogue does not take %s: %s (%s)", code, message, error)
 
 
-async def _settle_dataset(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> DatasetOutcome:
-    try:
-        now = await catalogue.lifecycle(outcome.dataset_id)
-        if kind == "archive" and is_archived(now):
-            return DatasetOutcome(outcome.dataset_id, "done", "")
-        if is_started(kind, now):
-            if kind == "archive":
-                await catalogue.unregister_all(outcome.dataset_id)  # all of its datablocks or none
-            await _tell(catalogue, kind, outcome)
-    except DatasetNotFoundError as error:
-        return failure_outcome(outcome.dataset_id, error)
-    return outcome
-
-
-async def _tell(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> None:
-    now = await catalogue.lifecycle(outcome.dataset_id)  # another run may have archived it meanwhile
-    await catalogue.update_lifecycle(outcome.dataset_id, outcome_lifecycle(kind, now, outcome))
-
-
-def _merged(job: CatalogueJob) -> dict[str, JobDataset]:
+def merged_datasets(job: CatalogueJob) -> dict[str, JobDataset]:
     """The job's datasets by id, each once; one that is named whole anywhere is meant whole."""
     merged: dict[str, JobDataset] = {}
     for dataset in job.datasets:

@@ -32,6 +32,7 @@ __all__ = [
     "job_verdict",
     "outcome_lifecycle",
     "started_lifecycle",
+    "told_failure",
 ]
 
 JobKind = Literal["archive", "retrieve"]
@@ -69,6 +70,13 @@ def is_started(kind: JobKind, now: Lifecycle) -> bool:
 def is_archived(now: Lifecycle) -> bool:
     """Whether the dataset is in the archive, whole."""
     return bool(now.retrievable)
+
+
+def told_failure(dataset_id: str, now: Lifecycle) -> DatasetOutcome | None:
+    """The owner's error that an archival has told before; None when there is none."""
+    if now.archive_status_message != "missingFilesError" or not now.archivable:
+        return None
+    return DatasetOutcome(dataset_id, "user-error", str((now.archive_return_message or {}).get("message", "")))
 
 
 def started_lifecycle(kind: JobKind, before: Lifecycle) -> Lifecycle:

@@ -47,7 +47,7 @@ def job_result(outcomes: Sequence[DatasetOutcome], reports: Sequence[RetrieveRep
     what the catalogue can hold are left out and counted in ``linksLeftOut``; the script comes first.
     """
     datasets = [
-        {"datasetId": item.dataset_id, "state": item.state, "message": item.message, **item.details}
+        {"datasetId": item.dataset_id, "state": item.state, "message": item.message, **_short(item.details)}
         for item in outcomes
     ]
     document: dict[str, Any] = {"datasets": datasets}
@@ -76,3 +76,8 @@ def job_result(outcomes: Sequence[DatasetOutcome], reports: Sequence[RetrieveRep
             else:
                 left_out += 1
     return document | {"result": rows, "downloadScript": scripts, "linksLeftOut": left_out}
+
+
+def _short(details: dict[str, Any]) -> dict[str, Any]:
+    """Without lists of paths and remarks: those are in the dataset's own message, a job may have a hundred datasets."""
+    return {name: value for name, value in details.items() if not isinstance(value, list)}

@@ -100,15 +100,15 @@ class SciCat:
         await origdatablocks.prepare()
         return origdatablocks.files()
 
-    async def register(self, dataset_id: str, manifest: Manifest) -> None:
-        """Records one verified datablock, once, whatever answers are lost.
+    async def register(self, dataset_id: str, manifest: Manifest) -> bool:
+        """Records one verified datablock, once, whatever answers are lost; whether it was not recorded before.
 
         Raises:
             CatalogueConflictError: it is recorded with another content.
             DatasetNotFoundError: the catalogue does not know the dataset.
         """
         check_dataset_id(dataset_id)
-        await self._datablocks.register(dataset_id, manifest)
+        return await self._datablocks.register(dataset_id, manifest)
 
     async def unregister(self, dataset_id: str, manifest: Manifest) -> None:
         """Takes the record of one datablock back; one that is not recorded is fine."""

@@ -39,8 +39,8 @@ class Datablocks:
     def __init__(self, session: SciCatSession, locks: DatasetLocks) -> None:
         self._session, self._locks = session, locks
 
-    async def register(self, dataset_id: str, manifest: Manifest) -> None:
-        """Records the datablock; one that is recorded with the same content is fine.
+    async def register(self, dataset_id: str, manifest: Manifest) -> bool:
+        """Records the datablock; False when it was recorded before, with the same content.
 
         Raises:
             CatalogueConflictError: it is recorded with another content.
@@ -52,8 +52,18 @@ class Datablocks:
         if len(body) > limit:
             reason = f"its record has {len(body):,} bytes, more than the {limit:,} that the catalogue takes"
             raise CatalogueAccessError("register", manifest.archive_id, reason)
+        tried = False
+
+        async def attempt() -> bool:
+            nonlocal tried
+            if await self._is_registered(record):
+                return tried  # then it is the work of a try whose answer got lost
+            tried = True
+            await self._post(record, body)
+            return True
+
         async with self._locks.writing(dataset_id):
-            await self._session.repeating(lambda: self._post(record, body))
+            return await self._session.repeating(attempt)
 
     async def unregister(self, dataset_id: str, manifest: Manifest) -> None:
         """Takes the record back; one that is not there is fine.
@@ -85,8 +95,7 @@ class Datablocks:
         return count if isinstance(count, int) else 0
 
     async def _post(self, record: dict[str, Any], body: bytes) -> None:
-        if await self._is_registered(record):
-            return
+        """One attempt; an answer that got lost, or that says it is there, is compared with what is there."""
         call = Call("register", record["archiveId"], "POST", "datablocks", body=body)
         failure: MoverError
         try:

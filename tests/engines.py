@@ -111,12 +111,15 @@ class RecordingCatalogue:
     async def listed_files(self, dataset_id: str) -> None:
         """Keeps no list."""
 
-    async def register(self, dataset_id: str, manifest: Manifest) -> None:  # noqa: ARG002 - the protocol's
+    async def register(self, dataset_id: str, manifest: Manifest) -> bool:  # noqa: ARG002 - the protocol's
         self.calls.append(("register", manifest.number))
         self._look(manifest)
         if self._refuses(manifest):
             raise LtsError("register", str(manifest.number), "refused by a test")
-        self.registered.append(manifest.number)
+        known = manifest.number in self.registered
+        if not known:
+            self.registered.append(manifest.number)
+        return not known
 
     async def unregister(self, dataset_id: str, manifest: Manifest) -> None:  # noqa: ARG002 - the protocol's
         self.calls.append(("unregister", manifest.number))

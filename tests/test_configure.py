@@ -123,7 +123,7 @@ async def test_a_fresh_server_gets_everything_that_the_flows_read(
     assert await Variable.aget("archiver_target_size_mb") == 300
     assert len(await client.read_variables()) == 2
     pools = {pool.name: (pool.type, pool.concurrency_limit) for pool in await client.read_work_pools()}
-    assert pools == {ARCHIVAL: ("process", 4), RETRIEVAL: ("process", 2)}
+    assert pools == {ARCHIVAL: ("process", 4), RETRIEVAL: ("process", 4)}
 
 
 async def test_a_second_run_changes_nothing(

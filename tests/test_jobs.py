@@ -7,18 +7,28 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mover.catalogue import JobDataset, Lifecycle
 from mover.engine import Engine, EngineConfig
 from mover.errors import JobFinishedError, JobMismatchError, JobNotFoundError, LtsError, MissingFilesError
-from mover.jobs import JobRunner, settle_job
-from mover.jobs_lifecycle import DatasetOutcome, failure_outcome, job_verdict, outcome_lifecycle, started_lifecycle
+from mover.jobs import JobRunner
+from mover.jobs_lifecycle import (
+    DatasetOutcome,
+    OutcomeState,
+    failure_outcome,
+    job_verdict,
+    outcome_lifecycle,
+    started_lifecycle,
+)
 from mover.jobs_result import job_result
+from mover.jobs_settle import settle_job
 from mover.reports import ByteCounters, RetrievedObject, RetrieveReport
 from mover.scicat import SciCat, SciCatAccess
 from mover.settings_rules import Secret
 from tests.datasets import DATASET, make_config, open_engine, upload
+from tests.engines import datablock_file
 from tests.scicat_fake.server import ScicatServer
 from tests.servers import S3Server, fresh_bucket
 
@@ -126,7 +136,8 @@ async def test_a_dataset_that_another_run_holds_is_left_to_that_run(
             lock.release()
     assert result.outcome.state == "system-error"
     assert "another host" in result.outcome.message
-    assert control.lifecycle_values(DATASET) == ["started"]
+    assert control.lifecycle_values(DATASET) == ["started", "datasetCreated"]
+    assert control.lifecycle(DATASET)["archivable"] is True
 
 
 async def test_a_retrieval_of_an_unknown_file_is_the_owners_error_and_of_a_known_one_is_proved(
@@ -167,24 +178,113 @@ async def test_a_job_is_read_once_for_each_dataset_and_only_if_it_is_the_right_o
             await jobs.read("no-such-job", "archive")
 
 
+async def _settle(config: EngineConfig, scicat: ScicatServer, job_id: str, state: OutcomeState) -> str:
+    access = SciCatAccess(scicat.url, scicat.user, Secret(scicat.password))
+    async with SciCat.open(access) as catalogue, Engine.open(config, catalogue=catalogue) as engine:
+        return await settle_job(engine, catalogue, await catalogue.job(job_id), "archive", state, "it was killed")
+
+
+def _seem_started(scicat: ScicatServer, dataset_id: str) -> None:
+    lifecycle = scicat.control.state.datasets[dataset_id]["datasetlifecycle"]
+    lifecycle.update(archivable=False, retrievable=False, archiveStatusMessage="started")
+
+
 async def test_settling_takes_partial_registrations_back_and_leaves_untouched_datasets_alone(
     config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
 ) -> None:
     control = scicat_server.control
+    config = msgspec.structs.replace(config, target_bytes=2500)
     upload(moto_server, config.buckets.landing_zone, FILES)
     for dataset_id in (DATASET, OTHER):
         control.seed_dataset(dataset_id, SIZES)
     job_id = control.seed_job("archive", [DATASET, OTHER, "20.500.11935/deleted"])
-    async with _runner(config, scicat_server) as (jobs, catalogue):
-        await jobs.archive(DATASET, release_source=False)  # registers; then the run seems to have died right after
-        before = Lifecycle(archivable=False, retrievable=False, archive_status_message="started")
-        await catalogue.update_lifecycle(DATASET, before)
-        code = await settle_job(catalogue, await catalogue.job(job_id), "archive", "system-error", "it was killed")
+    async with _runner(config, scicat_server) as (jobs, _):
+        await jobs.archive(DATASET, release_source=False)
+    datablock_file(config.lts_root, 2).with_name(f"{datablock_file(config.lts_root, 2).name}.manifest.json").unlink()
+    _seem_started(scicat_server, DATASET)  # as after a kill in the middle
+
+    code = await _settle(config, scicat_server, job_id, "system-error")
+
     assert code == "finishedUnsuccessful"
     assert control.datablocks(DATASET) == []
     assert control.lifecycle(DATASET)["archiveStatusMessage"] == "scheduleArchiveJobFailed"
     assert control.lifecycle(OTHER)["archivable"] is True
     assert control.lifecycle_values(OTHER) == []
+
+
+@pytest.mark.parametrize("state", ["cancelled", "system-error"])
+async def test_a_dataset_that_is_whole_on_the_lts_is_finished_rather_than_taken_back(
+    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer, state: OutcomeState
+) -> None:
+    control = scicat_server.control
+    upload(moto_server, config.buckets.landing_zone, FILES)
+    control.seed_dataset(DATASET, SIZES)
+    job_id = control.seed_job("archive", [DATASET])
+    async with _runner(config, scicat_server) as (jobs, catalogue):
+        await jobs.archive(DATASET, release_source=True)
+        await catalogue.unregister_all(DATASET)
+    _seem_started(scicat_server, DATASET)  # as after a kill while the source was released
+
+    code = await _settle(config, scicat_server, job_id, state)
+
+    assert code == "finishedSuccessful"
+    assert len(control.datablocks(DATASET)) == 1
+    assert control.lifecycle(DATASET)["retrievable"] is True
+
+
+async def test_a_dataset_that_another_run_holds_is_not_settled_under_it(
+    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    upload(moto_server, config.buckets.landing_zone, FILES)
+    control.seed_dataset(DATASET, SIZES)
+    job_id = control.seed_job("archive", [DATASET])
+    _seem_started(scicat_server, DATASET)
+    async with open_engine(config) as other, other.holding(DATASET):
+        code = await _settle(config, scicat_server, job_id, "cancelled")
+    assert code == "finishedUnsuccessful"
+    assert control.lifecycle_values(DATASET) == []
+    assert control.requests("DELETE") == []
+
+
+async def test_a_second_run_that_fails_takes_nothing_back_of_what_was_archived_before(
+    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    config = msgspec.structs.replace(config, target_bytes=2500)
+    upload(moto_server, config.buckets.landing_zone, FILES)
+    control.seed_dataset(DATASET, SIZES)
+    async with _runner(config, scicat_server) as (jobs, _):
+        await jobs.archive(DATASET, release_source=True)
+        stored = control.datablocks(DATASET)
+        stored[1]["size"] = 1  # somebody changed it: the registration of the second one is refused
+        again = await jobs.archive(DATASET, release_source=True)
+    assert again.outcome.state == "system-error"
+    assert len(control.datablocks(DATASET)) == len(stored) == 2
+    assert control.lifecycle(DATASET)["retrievable"] is True
+
+
+async def test_a_dataset_that_the_account_may_not_read_ends_as_the_facilitys_error(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    scicat_server.control.fail("GET", "datasetlifecycle", 403, times=-1)
+    scicat_server.control.seed_dataset(DATASET, SIZES)
+    async with _runner(config, scicat_server) as (jobs, _):
+        refused = await jobs.archive(DATASET, release_source=True)
+        malformed = await jobs.archive("20.5/../x", release_source=True)
+    assert refused.outcome.state == "system-error"
+    assert malformed.outcome.state == "user-error"
+
+
+async def test_a_job_that_another_run_has_ended_is_not_ended_again(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    job_id = scicat_server.control.seed_job("archive", [DATASET], status="finishedSuccessful")
+    broken = DatasetOutcome(DATASET, "system-error", "the second of two runs")
+    async with _runner(config, scicat_server) as (jobs, _):
+        assert await jobs.finish(job_id, "archive", [broken], {}) == "finishedSuccessful"
+        assert scicat_server.control.job_statuses(job_id) == ["finishedSuccessful"]
+        assert await jobs.finish(job_id, "archive", [broken], {}, again=True) == "finishedUnsuccessful"
 
 
 def test_the_gravest_outcome_decides_the_job_and_every_failure_is_named() -> None:
