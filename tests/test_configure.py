@@ -161,7 +161,7 @@ async def test_drift_is_found_by_a_check_and_mended_by_a_run(
         "tag:move-to-lts": "9 -> 3, active False -> True, slot decay 0.5 -> 0.0",
         "minio-password": "",
         ARCHIVAL: "limit None -> 4",
-        RETRIEVAL: "limit 7 -> 2",
+        RETRIEVAL: "limit 7 -> 4",
     }
     found = _changed(await configure([config], environ, check=True))
     assert "2 of the name" in found.pop(ZOMBIES)
