@@ -30,6 +30,7 @@ from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 from prefect.settings import get_current_settings
 
 from flows.limits import limit_name
+from flows.progress import run_logger
 from mover.errors import ConfigError, MoverError
 from mover.tasks import open_task_group
 
@@ -125,6 +126,7 @@ class Slots:
             await self._give_back(lease)
 
     async def _take(self, tag: str, holder_id: UUID) -> _Lease:
+        told = False
         while True:
             try:
                 return await self._ask(tag, holder_id)
@@ -134,6 +136,9 @@ class Slots:
                 pause_s = float(error.response.headers.get("Retry-After", _RETRY_EVERY_S))
             except (httpx.HTTPError, TimeoutError) as error:
                 raise SlotUnavailableError(tag, type(error).__name__) from error
+            if not told:
+                run_logger().info("waits for a slot of the limit %r, which other runs have", tag)
+                told = True
             await anyio.sleep(pause_s)
 
     async def _ask(self, tag: str, holder_id: UUID) -> _Lease:

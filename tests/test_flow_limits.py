@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from flows.limits import LIMIT_TAGS
 from tests.datasets import random_bytes
 from tests.faults import FaultProxy, Rule, TrickleReply
 from tests.flow_watch import FlowWatch, flow_processes
@@ -48,6 +49,14 @@ def _add_jobs(world: FlowWorld, datablocks: int = _DATABLOCKS) -> tuple[list[str
     return jobs, datasets
 
 
+def _tagged_runs(world: FlowWorld, tag: str) -> int:
+    """Task runs on the server that carry a tag."""
+    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterTags
+
+    with world.client() as client:
+        return len(client.read_task_runs(task_run_filter=TaskRunFilter(tags=TaskRunFilterTags(all_=[tag]))))
+
+
 def _wait_for(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     until(lambda: all(process.poll() is not None for process in processes), 240, "the ends of the runs")
     assert [process.returncode for process in processes] == [0] * len(processes)
@@ -58,7 +67,8 @@ def test_four_flow_runs_together_never_exceed_the_limits(slow_world: FlowWorld) 
     with flow_processes(slow_world, "archive", jobs) as processes, FlowWatch(slow_world, processes) as archiving:
         _wait_for(processes)
 
-    assert archiving.files == {"written": LIMITS["MOVE_TO_LTS_LIMIT"], "read": LIMITS["VERIFY_LTS_LIMIT"]}
+    assert archiving.files["written"] == LIMITS["MOVE_TO_LTS_LIMIT"]
+    assert archiving.files["read"] <= LIMITS["VERIFY_LTS_LIMIT"]  # reading takes milliseconds: not every look sees it
     assert +archiving.slots == {name: LIMITS[name] for name in LIMITS if name != "LTS_TO_RETRIEVAL_LIMIT"}
     assert all(slow_world.control.lifecycle_values(pid)[-1] == "datasetOnArchiveDisk" for pid in datasets)
 
@@ -66,9 +76,11 @@ def test_four_flow_runs_together_never_exceed_the_limits(slow_world: FlowWorld) 
     with flow_processes(slow_world, "retrieve", jobs) as processes, FlowWatch(slow_world, processes) as retrieving:
         _wait_for(processes)
 
-    assert retrieving.files == {"read": LIMITS["LTS_TO_RETRIEVAL_LIMIT"]}
+    assert retrieving.files["written"] == 0
+    assert retrieving.files["read"] <= LIMITS["LTS_TO_RETRIEVAL_LIMIT"]
     assert +retrieving.slots == {"LTS_TO_RETRIEVAL_LIMIT": LIMITS["LTS_TO_RETRIEVAL_LIMIT"]}
     assert set(slow_world.taken_slots().values()) == {0}
+    until(lambda: all(_tagged_runs(slow_world, tag) for tag in LIMIT_TAGS.values()), 10, "task runs of all tags")
 
 
 def test_the_watch_sees_more_datablocks_at_a_time_where_the_limits_are_higher(slow_world: FlowWorld) -> None:
