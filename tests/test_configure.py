@@ -170,7 +170,7 @@ async def test_drift_is_found_by_a_check_and_mended_by_a_run(
     await configure([config], environ)
     assert _changed(await configure([config], environ, check=True)) == {}
     pool = await client.read_work_pool(RETRIEVAL)
-    assert (pool.concurrency_limit, pool.description) == (2, "of the facility")
+    assert (pool.concurrency_limit, pool.description) == (4, "of the facility")
 
 
 async def test_a_new_template_leaves_the_limit_and_no_template_leaves_the_template(

@@ -80,6 +80,7 @@ async def client(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch)
                 await client.delete_work_pool(pool)
 
 
+@pytest.mark.slow
 async def test_the_project_deploys_all_flows_and_a_second_time_changes_nothing(client: PrefectClient) -> None:
     lines = await deploy(FILE)
     assert lines[-1] == "started    flow run reconcile at deployment"

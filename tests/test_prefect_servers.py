@@ -11,6 +11,7 @@ from tests.prefect_servers import PrefectServer
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.slow
 async def test_state_survives_a_kill_of_the_server(prefect_server: PrefectServer) -> None:
     name = "of-the-restart-test"
     with prefect_server.client_settings():
