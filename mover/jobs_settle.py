@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mover.catalogue import CatalogueJob, JobCatalogue
 from mover.engine import Engine
-from mover.errors import DatasetBusyError, DatasetNotFoundError, MoverError
+from mover.errors import DatasetNotFoundError, MoverError
 from mover.jobs import merged_datasets, tell, update_job
 from mover.jobs_lifecycle import (
     DatasetOutcome,
@@ -26,11 +26,12 @@ async def settle_job(
 ) -> str:
     """Ends the job; returns its status code.
 
-    Datasets that are archived stay so, and one that lacked only its registration is finished. Those that another run
-    holds are left to it, those that nobody began are left as they are.
+    Datasets that are archived stay so, and one that lacked only its registration is finished. Those that nobody began
+    are left as they are.
 
     Raises:
-        MoverError: the catalogue or the LTS is away; it may be tried again.
+        DatasetBusyError: another run holds a dataset, or a dead one's lease has not run out; it has to be tried again.
+        MoverError: the catalogue or the LTS is away; the same.
     """
     outcomes = []
     for dataset_id in merged_datasets(job):
@@ -54,15 +55,12 @@ async def _settle(engine: Engine, catalogue: JobCatalogue, kind: JobKind, outcom
         return told_failure(outcome.dataset_id, now) or outcome
     if kind == "retrieve":
         return await tell(catalogue, kind, outcome)
-    try:
-        if await _is_whole(engine, outcome.dataset_id):
-            report = await engine.archive(outcome.dataset_id)  # its source may be gone already: never taken back
-            return await tell(catalogue, kind, archived_outcome(report))
-        async with engine.holding(outcome.dataset_id):
-            await catalogue.unregister_all(outcome.dataset_id)  # all of its datablocks or none
-            return await tell(catalogue, kind, outcome)
-    except DatasetBusyError:
-        return outcome  # the run that holds it tells how it goes
+    if await _is_whole(engine, outcome.dataset_id):
+        report = await engine.archive(outcome.dataset_id)  # its source may be gone already: never taken back
+        return await tell(catalogue, kind, archived_outcome(report))
+    async with engine.holding(outcome.dataset_id):
+        await catalogue.unregister_all(outcome.dataset_id)  # all of its datablocks or none
+        return await tell(catalogue, kind, outcome)
 
 
 async def _is_whole(engine: Engine, dataset_id: str) -> bool:

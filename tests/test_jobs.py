@@ -12,7 +12,14 @@ import pytest
 
 from mover.catalogue import JobDataset, Lifecycle
 from mover.engine import Engine, EngineConfig
-from mover.errors import JobFinishedError, JobMismatchError, JobNotFoundError, LtsError, MissingFilesError
+from mover.errors import (
+    DatasetBusyError,
+    JobFinishedError,
+    JobMismatchError,
+    JobNotFoundError,
+    LtsError,
+    MissingFilesError,
+)
 from mover.jobs import JobRunner
 from mover.jobs_lifecycle import (
     DatasetOutcome,
@@ -241,10 +248,11 @@ async def test_a_dataset_that_another_run_holds_is_not_settled_under_it(
     job_id = control.seed_job("archive", [DATASET])
     _seem_started(scicat_server, DATASET)
     async with open_engine(config) as other, other.holding(DATASET):
-        code = await _settle(config, scicat_server, job_id, "cancelled")
-    assert code == "finishedUnsuccessful"
+        with pytest.raises(DatasetBusyError):
+            await _settle(config, scicat_server, job_id, "cancelled")
     assert control.lifecycle_values(DATASET) == []
     assert control.requests("DELETE") == []
+    assert control.job_statuses(job_id) == ["jobSubmitted"]  # the reconciler comes back to it
 
 
 async def test_a_second_run_that_fails_takes_nothing_back_of_what_was_archived_before(
