@@ -75,11 +75,16 @@ async def live_jobs(client: PrefectClient, kind: JobKind) -> set[str]:
 
 
 async def runs_of_job(client: PrefectClient, kind: JobKind, job_id: str) -> list[FlowRun]:
-    """The runs of one job that were started for it by name, oldest first."""
+    """The runs of one job that were started for it by name, oldest first.
+
+    One that completed for some of its datasets is not among them: it leaves the job as it is.
+    """
     runs = [
         run
         async for run in _runs_of(client, kind, name_like=job_id)
-        if run.parameters.get("job_id") == job_id and _is_real(run)
+        if run.parameters.get("job_id") == job_id
+        and _is_real(run)
+        and not (run.parameters.get("dataset_ids") and fate(run) == "completed")
     ]
     return sorted(runs, key=_created)
 

@@ -53,8 +53,6 @@ def next_step(*, finished: bool, fates: Sequence[RunFate], attempts: int = ATTEM
         return Leave("a run is at it")
     if not fates:
         return Start(1, "it was never triggered")
-    if fates[-1] == "completed":
-        return Leave("its run completed; the catalogue does not take the result")
     if fates[-1] == "cancelled":
         return End("cancelled", "an administrator cancelled the run; the job can be ordered again")
     tries = sum(fate != "cancelled" for fate in fates)
@@ -63,7 +61,8 @@ def next_step(*, finished: bool, fates: Sequence[RunFate], attempts: int = ATTEM
     return End("system-error", f"the archive system failed {tries} times, the last run {_ENDS[fates[-1]]}")
 
 
-_ENDS: Final[dict[str, str]] = {
+_ENDS: Final[dict[RunFate, str]] = {
     "crashed": "was killed",
     "failed": "failed",
+    "completed": "ended without telling the catalogue",
 }
