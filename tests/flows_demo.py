@@ -67,7 +67,7 @@ def main() -> int:
             stack.enter_context(PrefectWorker(server, pool))
         clock.say(f"two workers: {', '.join(_POOLS)}")
         run = _end_to_end(clock, server, scicat.control)
-        done = run.state is not None and run.state.is_completed()
+        done = run.state is not None and run.state.is_completed() and _reconciled(clock, server)
         verdict = "done" if done else "FAILED"
         clock.say(f"{verdict} in {seconds_text(clock.elapsed_s)}: {run.state.message if run.state else ''}")
         if options.keep:
@@ -157,6 +157,17 @@ def _end_to_end(clock: _Clock, server: PrefectServer, control: Control) -> FlowR
             if (run.state is not None and run.state.is_final()) or clock.elapsed_s > _TIMEOUT_S:
                 return run
             time.sleep(0.2)
+
+
+def _reconciled(clock: _Clock, server: PrefectServer) -> bool:
+    """Whether the reconciliation that the deployment started has come to its end."""
+    from prefect.client.orchestration import get_client
+
+    with server.client_settings(), get_client(sync_client=True) as client:
+        runs = [run for run in client.read_flow_runs(limit=200) if run.name.startswith("reconcile")]
+        for run in runs:
+            clock.say(f"flow run {run.name}: {run.state_name}, {run.state.message if run.state else ''}")
+    return any(run.state is not None and run.state.is_completed() for run in runs)
 
 
 def _told(kind: str, document_id: str, after: dict[str, object]) -> str:
