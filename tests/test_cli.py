@@ -241,6 +241,7 @@ def test_one_dataset_that_fails_does_not_stop_the_others(site: Site) -> None:
     assert "20.500.1/absent" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_datablock_is_an_integrity_failure_until_it_is_repaired(site: Site) -> None:
     site.upload(_PID, _some_files())
     assert site.document("archive", _PID)["code"] == 0

@@ -149,6 +149,7 @@ async def _drift(client: PrefectClient) -> None:
     await client.create_automation(AutomationCore.model_validate(wanted_automations()[ZOMBIES].fields))
 
 
+@pytest.mark.slow
 async def test_drift_is_found_by_a_check_and_mended_by_a_run(
     client: PrefectClient, environ: dict[str, str], toml: Callable[[str], Path]
 ) -> None:
@@ -173,6 +174,7 @@ async def test_drift_is_found_by_a_check_and_mended_by_a_run(
     assert (pool.concurrency_limit, pool.description) == (4, "of the facility")
 
 
+@pytest.mark.slow
 async def test_a_new_template_leaves_the_limit_and_no_template_leaves_the_template(
     client: PrefectClient, environ: dict[str, str], tmp_path: Path
 ) -> None:
@@ -186,6 +188,7 @@ async def test_a_new_template_leaves_the_limit_and_no_template_leaves_the_templa
     assert (pool.concurrency_limit, pool.base_job_template) == (5, TEMPLATE)
 
 
+@pytest.mark.slow
 async def test_a_later_file_counts_and_the_limits_may_stand_without_a_heading(
     client: PrefectClient, environ: dict[str, str], toml: Callable[[str], Path]
 ) -> None:
@@ -302,6 +305,7 @@ async def test_without_an_address_no_server_is_started(prefect_server: PrefectSe
         await configure([], environ)
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_away_is_waited_for_until_the_deadline(environ: dict[str, str]) -> None:
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}), pytest.raises(PrefectServerError, match=f"{url}: no answer"):

@@ -84,6 +84,7 @@ def test_times_outside_of_the_calendar_are_its_ends(mtime_s: int, text: str) -> 
 
 
 # -------------------------------------------------------------------------------------------------------- registration
+@pytest.mark.slow
 async def test_a_hundred_and_fifty_datablocks_are_registered_once(
     scicat_server: ScicatServer, control: Control
 ) -> None:
