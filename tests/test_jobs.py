@@ -53,6 +53,13 @@ def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
         yield make_config(tmp_path, moto_server, lambda: next(names))
 
 
+@pytest.fixture
+def uploaded(config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer) -> None:
+    """``DATASET`` with ``FILES``, ready to be archived."""
+    upload(moto_server, config.buckets.landing_zone, FILES)
+    scicat_server.control.seed_dataset(DATASET, SIZES)
+
+
 @asynccontextmanager
 async def _runner(config: EngineConfig, scicat: ScicatServer) -> AsyncIterator[tuple[JobRunner, SciCat]]:
     access = SciCatAccess(scicat.url, scicat.user, Secret(scicat.password))
@@ -60,12 +67,11 @@ async def _runner(config: EngineConfig, scicat: ScicatServer) -> AsyncIterator[t
         yield JobRunner(engine, catalogue, patience_s=0.0), catalogue
 
 
+@pytest.mark.usefixtures("uploaded")
 async def test_a_dataset_is_started_archived_and_told_with_numbers(
-    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+    config: EngineConfig, scicat_server: ScicatServer
 ) -> None:
     control = scicat_server.control
-    upload(moto_server, config.buckets.landing_zone, FILES)
-    control.seed_dataset(DATASET, SIZES)
     async with _runner(config, scicat_server) as (jobs, _):
         result = await jobs.archive(DATASET, release_source=True)
     assert result.outcome.state == "done"
@@ -93,12 +99,9 @@ async def test_missing_files_are_the_owners_error_and_named_where_the_owner_look
     assert control.datablocks(DATASET) == []
 
 
-async def test_a_storage_that_refuses_is_the_facilitys_error(
-    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
-) -> None:
+@pytest.mark.usefixtures("uploaded")
+async def test_a_storage_that_refuses_is_the_facilitys_error(config: EngineConfig, scicat_server: ScicatServer) -> None:
     control = scicat_server.control
-    upload(moto_server, config.buckets.landing_zone, FILES)
-    control.seed_dataset(DATASET, SIZES)
     (config.lts_root / "openem-network").write_text("a file where a folder has to be")
     async with _runner(config, scicat_server) as (jobs, _):
         result = await jobs.archive(DATASET, release_source=True)
@@ -109,12 +112,11 @@ async def test_a_storage_that_refuses_is_the_facilitys_error(
     assert "the data is not at fault" in lifecycle["archiveReturnMessage"]["message"]
 
 
+@pytest.mark.usefixtures("uploaded")
 async def test_an_archived_dataset_stays_retrievable_when_a_later_job_fails(
     config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
 ) -> None:
     control = scicat_server.control
-    upload(moto_server, config.buckets.landing_zone, FILES)
-    control.seed_dataset(DATASET, SIZES)
     async with _runner(config, scicat_server) as (jobs, _):
         await jobs.archive(DATASET, release_source=False)
         upload(moto_server, config.buckets.landing_zone, {"new.tif": b"uploaded under the same name"})
@@ -126,12 +128,11 @@ async def test_an_archived_dataset_stays_retrievable_when_a_later_job_fails(
     assert "new.tif" in lifecycle["archiveReturnMessage"]["message"]
 
 
+@pytest.mark.usefixtures("uploaded")
 async def test_a_dataset_that_another_run_holds_is_left_to_that_run(
-    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+    config: EngineConfig, scicat_server: ScicatServer
 ) -> None:
     control = scicat_server.control
-    upload(moto_server, config.buckets.landing_zone, FILES)
-    control.seed_dataset(DATASET, SIZES)
     async with open_engine(config) as other:
         folder = other._parts.folder(DATASET)  # noqa: SLF001 - holds what a second run meets
         folder.path.mkdir(parents=True)
@@ -147,12 +148,11 @@ async def test_a_dataset_that_another_run_holds_is_left_to_that_run(
     assert control.lifecycle(DATASET)["archivable"] is True
 
 
+@pytest.mark.usefixtures("uploaded")
 async def test_a_retrieval_of_an_unknown_file_is_the_owners_error_and_of_a_known_one_is_proved(
-    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+    config: EngineConfig, scicat_server: ScicatServer
 ) -> None:
     control = scicat_server.control
-    upload(moto_server, config.buckets.landing_zone, FILES)
-    control.seed_dataset(DATASET, SIZES)
     async with _runner(config, scicat_server) as (jobs, _):
         await jobs.archive(DATASET, release_source=True)
         unknown = await jobs.retrieve(JobDataset(DATASET, ("nothing.tif",)))
@@ -220,12 +220,11 @@ async def test_settling_takes_partial_registrations_back_and_leaves_untouched_da
 
 
 @pytest.mark.parametrize("state", ["cancelled", "system-error"])
+@pytest.mark.usefixtures("uploaded")
 async def test_a_dataset_that_is_whole_on_the_lts_is_finished_rather_than_taken_back(
-    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer, state: OutcomeState
+    config: EngineConfig, scicat_server: ScicatServer, state: OutcomeState
 ) -> None:
     control = scicat_server.control
-    upload(moto_server, config.buckets.landing_zone, FILES)
-    control.seed_dataset(DATASET, SIZES)
     job_id = control.seed_job("archive", [DATASET])
     async with _runner(config, scicat_server) as (jobs, catalogue):
         await jobs.archive(DATASET, release_source=True)
@@ -239,12 +238,11 @@ async def test_a_dataset_that_is_whole_on_the_lts_is_finished_rather_than_taken_
     assert control.lifecycle(DATASET)["retrievable"] is True
 
 
+@pytest.mark.usefixtures("uploaded")
 async def test_a_dataset_that_another_run_holds_is_not_settled_under_it(
-    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+    config: EngineConfig, scicat_server: ScicatServer
 ) -> None:
     control = scicat_server.control
-    upload(moto_server, config.buckets.landing_zone, FILES)
-    control.seed_dataset(DATASET, SIZES)
     job_id = control.seed_job("archive", [DATASET])
     _seem_started(scicat_server, DATASET)
     async with open_engine(config) as other, other.holding(DATASET):
