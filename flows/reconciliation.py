@@ -23,7 +23,7 @@ from mover.jobs_lifecycle import IN_PROGRESS, SUBMITTED, JobKind, is_finished
 from mover.jobs_settle import settle_job
 from mover.policies.reconciliation import End, Leave, RunFate, Start, next_step
 
-__all__ = ["Action", "reconcile_all", "reconcile_job"]
+__all__ = ["Action", "free_slots", "reconcile_all", "reconcile_job"]
 
 _KINDS: Final[tuple[JobKind, ...]] = ("archive", "retrieve")
 _TRIGGER_GRACE: Final = timedelta(seconds=60)  # the catalogue's own trigger comes first
@@ -59,7 +59,7 @@ async def reconcile_all(client: PrefectClient, catalogue: JobCatalogue, *, dry_r
                 actions += await _act(client, catalogue, kind, job, runs, dry_run=dry_run)
             except MoverError as error:  # the others get their turn
                 actions.append(Action("failed", job.job_id, str(error)))
-    return actions + await _free_slots(client, dry_run=dry_run)
+    return actions + await free_slots(client, dry_run=dry_run)
 
 
 async def reconcile_job(
@@ -110,8 +110,8 @@ def _is_new(job: CatalogueJob) -> bool:
         return False
 
 
-async def _free_slots(client: PrefectClient, *, dry_run: bool) -> list[Action]:
-    """Slots that are taken though no run has been at work for longer than any lease lasts.
+async def free_slots(client: PrefectClient, *, dry_run: bool, now: datetime | None = None) -> list[Action]:
+    """Frees slots that are taken though no run has been at work for longer than any lease lasts.
 
     Leases bring the slots of killed runs back; a server that dies between lending a slot and noting the lease loses it.
     """
@@ -121,7 +121,7 @@ async def _free_slots(client: PrefectClient, *, dry_run: bool) -> list[Action]:
         for limit in await client.read_global_concurrency_limits(limit=200)
         if limit.name in ours and limit.active_slots
     ]
-    if not taken or not await _all_quiet(client):
+    if not taken or not await _all_quiet(client, now or datetime.now(UTC)):
         return []
     for limit in taken:
         if not dry_run:
@@ -129,7 +129,7 @@ async def _free_slots(client: PrefectClient, *, dry_run: bool) -> list[Action]:
     return [Action("slots freed", limit.name, f"{limit.active_slots} taken, and nothing runs") for limit in taken]
 
 
-async def _all_quiet(client: PrefectClient) -> bool:
+async def _all_quiet(client: PrefectClient, now: datetime) -> bool:
     """Whether no flow run at all is at work, nor was one lately."""
     busy = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_BUSY))))
     if len(await client.read_flow_runs(flow_run_filter=busy, limit=2)) > 1:  # one: the reconciler itself
@@ -138,4 +138,4 @@ async def _all_quiet(client: PrefectClient) -> bool:
     over = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))))
     last = await client.read_flow_runs(flow_run_filter=over, sort=FlowRunSort.END_TIME_DESC, limit=1)
     ended = last[0].end_time if last else None
-    return ended is None or datetime.now(UTC) - ended > _SLOT_GRACE
+    return ended is None or now - ended > _SLOT_GRACE
