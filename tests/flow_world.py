@@ -114,8 +114,11 @@ class FlowWorld:
 
     def flow_runs(self, name: str = "") -> list[FlowRun]:
         """All flow runs whose name has ``name`` in it."""
+        found: list[FlowRun] = []
         with self.client() as client:
-            return [run for run in client.read_flow_runs(limit=200) if name in run.name]
+            while page := client.read_flow_runs(limit=200, offset=len(found)):
+                found.extend(page)
+        return [run for run in found if name in run.name]
 
 
 @pytest.fixture
