@@ -32,13 +32,14 @@ def flow_processes(
     with ExitStack() as stack:
         processes = []
         for job_id in job_ids:
+            log = stack.enter_context((world.lts.parent / f"run-{job_id}.log").open("wb"))  # pytest keeps the folder
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.flow_child", kind, job_id],
                 cwd=_ROOT,
                 env={**world.environ, **environ},
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
