@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import msgspec
@@ -15,8 +17,10 @@ import pytest
 from mover.engine import Engine
 from mover.errors import UserError
 from mover.jobs import JobRunner
+from mover.jobs_lifecycle import is_finished
 from mover.jobs_result import job_result, retrieved_outcome
 from mover.model import raw_object_key
+from mover.policies.reconciliation import ATTEMPTS
 from mover.reports import RetrieveReport
 from mover.scicat import SciCat
 from mover.settings import load_settings
@@ -109,14 +113,20 @@ def test_a_dataset_of_25_000_entries_and_150_datablocks_is_compared_registered_a
     assert result["linksLeftOut"] == 0
 
 
+def _all_ended(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+    return all(process.poll() is not None for process in processes)
+
+
 def test_101_datasets_of_two_jobs_are_all_archived_by_their_flow_runs(flow_world: FlowWorld) -> None:
     pids = [f"20.500.11935/{number:03}" for number in range(_DATASETS)]
     for pid in pids:
         flow_world.add_dataset(pid, 1)
     jobs = [flow_world.control.seed_job("archive", part) for part in (pids[:_MOST_OF_A_JOB], pids[_MOST_OF_A_JOB:])]
 
-    with flow_processes(flow_world, "archive", jobs) as processes:
-        until(lambda: all(process.poll() is not None for process in processes), 300, "the ends of the runs")
+    for _ in range(ATTEMPTS):  # as the reconciler does when a run fails, with Prefect's database under two at a time
+        open_jobs = [job_id for job_id in jobs if not is_finished(flow_world.job(job_id)["statusCode"])]
+        with flow_processes(flow_world, "archive", open_jobs) as processes:
+            until(partial(_all_ended, processes), 300, "the ends of the runs")
 
     assert {pid: flow_world.control.lifecycle_values(pid)[-1] for pid in pids} == dict.fromkeys(
         pids, "datasetOnArchiveDisk"
@@ -125,5 +135,5 @@ def test_101_datasets_of_two_jobs_are_all_archived_by_their_flow_runs(flow_world
     assert [job["statusCode"] for job in told] == ["finishedSuccessful"] * 2
     results = [row["datasetId"] for job in told for row in job["jobResultObject"]["datasets"]]
     assert results == pids
-    runs = [run for run in flow_world.flow_runs("archive 20.500.11935/") if run.name.removeprefix("archive ") in pids]
-    assert sorted((run.name, run.state_name) for run in runs) == [(f"archive {pid}", "Completed") for pid in pids]
+    completed = {run.name for run in flow_world.flow_runs("archive 20.500.11935/") if run.state_name == "Completed"}
+    assert {f"archive {pid}" for pid in pids} <= completed
