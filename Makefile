@@ -72,7 +72,7 @@ LOCK = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11
 lock: ## write requirements.lock and requirements-runtime.lock anew (UPGRADE=--upgrade for newer versions)
 	test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet 'uv>=$(UV_VERSION)'; }
 	$(LOCK) --all-extras --output-file requirements.lock
-	$(LOCK) --extra flows --extra demo --extra build --constraints requirements.lock --output-file requirements-runtime.lock
+	$(LOCK) --extra flows --extra daemon --extra build --constraints requirements.lock --output-file requirements-runtime.lock
 	! grep -nE '://| @ |^-' requirements.lock requirements-runtime.lock
 
 clean: ## remove what was made here
