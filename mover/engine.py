@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
@@ -142,6 +142,19 @@ class Engine:
     def members(self, dataset_id: str) -> AsyncIterator[tuple[int, ManifestMember]]:
         """(number of the datablock, member) of every file of a dataset.  Raises DatasetNotFoundError."""
         return list_members(self._parts, dataset_id)
+
+    def limits(self) -> tuple[LimitStatistics, ...]:
+        """The four limits now, in the order of the documentation."""
+        return self._parts.limits.statistics()
+
+    def set_limits(self, slots: Mapping[str, int]) -> tuple[LimitStatistics, ...]:
+        """Changes limits by name from now on; lowering lets running work finish. Returns all of them.
+
+        Raises:
+            ConfigError: there is no such limit, or the number is below 1; nothing is changed then.
+        """
+        self._parts.limits.resize(slots)
+        return self.limits()
 
     def statistics(self) -> EngineStatistics:
         """State of the engine now."""

@@ -15,6 +15,7 @@ __all__ = [
     "CatalogueConflictError",
     "CatalogueTransientError",
     "ConfigError",
+    "DaemonRunningError",
     "DatasetBusyError",
     "DatasetNotFoundError",
     "DigestMismatchError",
@@ -22,11 +23,13 @@ __all__ = [
     "Fault",
     "HostileNameError",
     "IncompleteDatasetError",
+    "IntakeClosedError",
     "IntegrityError",
     "JobFinishedError",
     "JobMismatchError",
     "JobNotFoundError",
     "JournalError",
+    "KeyConflictError",
     "LayoutMismatchError",
     "LtsError",
     "ManifestError",
@@ -40,11 +43,13 @@ __all__ = [
     "ObjectThrottledError",
     "ObjectTransientError",
     "ProcessingError",
+    "QueueFullError",
     "RecallTimeoutError",
     "ShortReadError",
     "SourceDiffersError",
     "StallError",
     "UnknownFileError",
+    "UnknownJobError",
     "UploadMissingError",
     "UsageError",
     "UserError",
@@ -432,3 +437,47 @@ class ProcessingError(MoverError):
     def __init__(self, failures: Sequence[tuple[str, MoverError]]) -> None:
         self.failures = tuple(failures)
         super().__init__("; ".join(f"{dataset_id}: {error}" for dataset_id, error in self.failures))
+
+
+# -------------------------------------------------------------------------------------------------------- the daemon
+class UnknownJobError(UserError):
+    """The daemon has no such job, or keeps it no longer."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"no job {job_id!r} is known here; finished ones are kept for a limited time")
+
+
+class KeyConflictError(UserError):
+    """An idempotency key comes a second time, with another order."""
+
+    def __init__(self, key: str, job_id: str) -> None:
+        self.key, self.job_id = key, job_id
+        super().__init__(f"key {key!r} belongs to job {job_id}, which is another order")
+
+
+class QueueFullError(MoverError):
+    """The queue has no room; ``retry_after_s`` is when it probably has."""
+
+    retryable = True
+
+    def __init__(self, what: str, limit: int, retry_after_s: float) -> None:
+        self.what, self.limit, self.retry_after_s = what, limit, retry_after_s
+        super().__init__(f"the queue is full: at most {limit:,} {what} at a time; try again in {retry_after_s:.0f} s")
+
+
+class IntakeClosedError(MoverError):
+    """The daemon is about to stop and takes no more jobs."""
+
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the daemon is stopping and takes no more jobs; try again once it is back")
+
+
+class DaemonRunningError(MoverError):
+    """Another daemon works on the same folder."""
+
+    def __init__(self, folder: str, holder: str) -> None:
+        self.folder, self.holder = folder, holder
+        super().__init__(f"another daemon works on {folder}: {holder}")

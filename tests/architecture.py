@@ -53,13 +53,14 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "moto": ("mover.demo*",),
     "typer": ("mover.cli*",),
     "rich": ("mover.cli*", "mover.demo*", "mover.doctor*", "mover.shown", "mover.progress"),
+    "sqlite3": ("mover.daemon_store*",),
     "unittest.mock": (),
 }
 DURABLE = "mover.streams.durable"
 DURABLE_CALLS = frozenset({"os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "shutil.move"})
 BARE_NAMES = frozenset({"size", "timeout", "interval"})
 MODULE_LINES, TEST_MODULE_LINES, FUNCTION_LINES = 300, 500, 40
-LONGER_MODULES = {"mover.errors": 460}  # one list of short classes; the tree is read as a whole
+LONGER_MODULES = {"mover.errors": 520}  # one list of short classes; the tree is read as a whole
 
 
 class SourceFile(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
+
+from mover.errors import ConfigError
 
 __all__ = ["Limit", "LimitStatistics", "Limits"]
 
@@ -64,8 +66,25 @@ class Limits:
         self.verify_lts = Limit("VERIFY_LTS_LIMIT", verify_lts)
         self.lts_to_retrieval = Limit("LTS_TO_RETRIEVAL_LIMIT", lts_to_retrieval)
 
+    def resize(self, slots: Mapping[str, int]) -> None:
+        """Changes limits by their names, all of them or none.
+
+        Raises:
+            ConfigError: an unknown name, or a number below 1.
+        """
+        limits = {limit.name: limit for limit in self._all}
+        for name, number in slots.items():
+            if name not in limits:
+                raise ConfigError(name, number, "one of " + ", ".join(limits))
+            if number < 1:
+                raise ConfigError(name, number, "1 or more")
+        for name, number in slots.items():
+            limits[name].resize(number)
+
     def statistics(self) -> tuple[LimitStatistics, ...]:
         """All four, in the order of the documentation."""
-        return tuple(
-            limit.statistics() for limit in (self.lts_free, self.move_to_lts, self.verify_lts, self.lts_to_retrieval)
-        )
+        return tuple(limit.statistics() for limit in self._all)
+
+    @property
+    def _all(self) -> tuple[Limit, ...]:
+        return self.lts_free, self.move_to_lts, self.verify_lts, self.lts_to_retrieval
