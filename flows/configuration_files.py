@@ -39,6 +39,7 @@ POOLS: Final = (
 
 _TYPE = choice("docker", "process")
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z0-9_]+)\s*\}\}")
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 
 
 def read_wanted(configs: Sequence[Path], environ: Mapping[str, str], automations: Mapping[str, Automation]) -> Wanted:
@@ -107,14 +108,15 @@ def _pools(environ: Mapping[str, str]) -> dict[str, Pool]:
         key = f"{names.prefix}_WORK_POOL_LIMIT"
         limit = whole(1).parse(key, environ.get(key, names.concurrency_limit), "environment")
         key = f"{names.prefix}_BASE_JOB_TEMPLATE"
-        template = _template(key, PATH.parse(key, environ[key], "environment")) if environ.get(key) else None
+        path = PATH.parse(key, environ[key], "environment") if environ.get(key) else None
+        template = _template(key, path, environ) if path else None
         pools[name] = Pool(kind, limit, template)
     return pools
 
 
-def _template(key: str, path: Path) -> dict[str, Any]:
+def _template(key: str, path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     try:
-        template = json.loads(_text(key, path))
+        template = _filled_in(json.loads(_text(key, path)), environ, f"file {path}")
     except ValueError as error:
         raise ConfigError(key, str(path), f"a JSON file: {error}", "environment") from error
     configuration = template.get("job_configuration") if isinstance(template, dict) else None
@@ -128,3 +130,21 @@ def _template(key: str, path: Path) -> dict[str, Any]:
         allowed = f"a template whose variables.properties have {', '.join(unknown)}, which its job_configuration uses"
         raise ConfigError(key, str(path), allowed, "environment")
     return dict(template)
+
+
+def _filled_in(value: Any, environ: Mapping[str, str], origin: str) -> Any:  # noqa: ANN401 - any JSON
+    """The value with ``${NAME}`` in all its texts replaced from the environment."""
+    if isinstance(value, dict):
+        return {key: _filled_in(inner, environ, origin) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(inner, environ, origin) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match[1]
+        if not environ.get(name, "").strip():
+            raise ConfigError(name, environ.get(name), "a value that is not empty; the template needs it", origin)
+        return environ[name]
+
+    return _VARIABLE.sub(replacement, value)
