@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 __all__ = [
+    "DatasetId",
     "DatasetView",
     "Failure",
     "JobEvent",
