@@ -173,6 +173,7 @@ class DatablockRun:
         try:
             async with stage.following(done_bytes):
                 await move.run()
+            parts.tally.add(Stage.MOVE, len(datablock.members))
         finally:
             self._counters.add(move_counters(move, writer, staging=parts.staging))
 
@@ -200,6 +201,7 @@ class DatablockRun:
             breaks = await real_breaks(parts, datablock.dataset_id, result, checksums)
             if not breaks:
                 return evidence, windows
+            parts.tally.mismatches[Stage.VERIFY] += 1
             await parts.on_lts(journal.forget_windows, [key for broken in breaks for key in broken.windows])
             if parts.profile.rename:  # also before giving up: the next run then fetches only what is broken
                 await parts.on_lts(journal.renamed, await parts.on_lts(self._folder.withdraw, datablock.name))

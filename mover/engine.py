@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,14 +22,14 @@ from mover.policies.recall import RecallPolicy
 from mover.policies.retry import RetryPolicy
 from mover.policies.space import SpaceGate, SpaceReading, SpaceStatistics
 from mover.repair import repair_datablock
-from mover.reports import ArchiveReport, DatablockReport, DatasetListing, RetrieveReport, VerifyReport
+from mover.reports import ArchiveReport, DatablockReport, DatasetListing, RetrieveReport, Tally, VerifyReport
 from mover.retrieve import RetrieveOptions, retrieve_dataset
 from mover.stages import StageRunner, run_directly
 from mover.streams.abandon import run_abandonable
 from mover.streams.lts_mount import MountProfile, free_space, probe_mount
 from mover.streams.memory import BufferPool, PoolStatistics
 from mover.streams.pipe import Lanes
-from mover.streams.s3 import S3Store
+from mover.streams.s3 import S3Statistics, S3Store
 from mover.streams.s3_calls import S3Endpoint
 from mover.streams.s3_read import ReaderStatistics, S3Reader
 from mover.verification import VerifyLevel, verify_dataset
@@ -63,12 +64,15 @@ class EngineConfig(msgspec.Struct, frozen=True):
 
 
 class EngineStatistics(msgspec.Struct, frozen=True):
-    """State of an engine: limits, space, memory, what was read."""
+    """State of an engine: limits, space, memory, requests, what was done, and repeated calls by retry class."""
 
     limits: tuple[LimitStatistics, ...]
     space: SpaceStatistics
     buffers: PoolStatistics
     reader: ReaderStatistics
+    store: S3Statistics
+    tally: Tally
+    retries: dict[str, int]
 
 
 class Engine:
@@ -159,11 +163,15 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """State of the engine now."""
         parts = self._parts
+        store = parts.store.statistics()
         return EngineStatistics(
             parts.limits.statistics(),
             parts.space.statistics(),
             parts.lanes.pool.statistics(),
             self._reader.statistics(),
+            store,
+            parts.tally,
+            dict(parts.lanes.retries + Counter(store.retries)),
         )
 
 

@@ -21,6 +21,7 @@ from mover.model import FORMAT_VERSION, Manifest, Progress, Stage
 from mover.policies.limits import Limit, Limits
 from mover.policies.recall import RecallPolicy
 from mover.policies.space import SpaceGate
+from mover.reports import Tally
 from mover.stages import StageRunner
 from mover.streams.lts import LtsFolder
 from mover.streams.lts_lock import LEASE_REFRESH_S, DatasetLock
@@ -64,6 +65,7 @@ class Parts(msgspec.Struct, frozen=True):
     wait_before_verify_s: float
     stall_timeout_s: float
     url_expiration_days: int
+    tally: Tally = msgspec.field(default_factory=Tally)
 
     def folder(self, dataset_id: str) -> LtsFolder:
         """The LTS folder of a dataset; nothing is touched."""

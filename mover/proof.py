@@ -91,6 +91,7 @@ async def read_back_datablock(
     finally:
         with anyio.CancelScope(shield=True):
             await parts.on_lts(reader.close)
+    parts.tally.add(Stage.VERIFY, len(datablock.members))
     level = EvidenceLevel.RECALLED if reader.was_offline else EvidenceLevel.READ_BACK
     return Evidence(level, now_iso(), socket.gethostname(), labelled(result.digest), cache), result
 

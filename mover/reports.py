@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -16,6 +17,7 @@ __all__ = [
     "ReleaseReport",
     "RetrieveReport",
     "RetrievedObject",
+    "Tally",
     "VerifyReport",
 ]
 
@@ -39,6 +41,23 @@ class ByteCounters(msgspec.Struct):
         """Adds another record field by field."""
         for name in self.__struct_fields__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Tally(msgspec.Struct):
+    """What an engine has done since it was opened, counted where it happens.
+
+    Each by stage: objects that were moved, read back or retrieved; datablocks; datablocks that were not what they
+    have to be, also those that were mended afterwards.
+    """
+
+    objects: Counter[str] = msgspec.field(default_factory=Counter)
+    datablocks: Counter[str] = msgspec.field(default_factory=Counter)
+    mismatches: Counter[str] = msgspec.field(default_factory=Counter)
+
+    def add(self, stage: str, objects: int) -> None:
+        """Counts one datablock with so many objects."""
+        self.objects[stage] += objects
+        self.datablocks[stage] += 1
 
 
 class DatablockReport(msgspec.Struct, frozen=True):

@@ -17,7 +17,6 @@ from mover.model import Manifest, Stage, dataset_folder, raw_files_prefix
 from mover.parts import Parts, decode_manifest
 from mover.policies.names import check_dataset_id
 from mover.policies.parts import part_bytes, require_memory
-from mover.policies.retry import retrying
 from mover.reports import ByteCounters, RetrievedObject, RetrieveReport
 from mover.retrieve_copy import (
     DIGEST_KEY,
@@ -200,7 +199,7 @@ class _Retrieval:
                 return ""
             whole = ByteRange(self._bucket, key, found.etag, found.size_bytes, 0, found.size_bytes)
             text = bytearray(found.size_bytes)
-            await retrying(lambda: lanes.reader.fetch(whole, memoryview(text)), lanes.retry)
+            await lanes.retrying(lambda: lanes.reader.fetch(whole, memoryview(text)))
             return read_sidecar(text)
         except ObjectMissingError:
             return ""
@@ -261,6 +260,7 @@ class _Retrieval:
         try:
             async with stage.following(lambda: copying.written_bytes):
                 await copying.run(copy_pieces(manifest, uploads))
+            self._parts.tally.add(Stage.RETRIEVE, len(targets))
         finally:
             self.counters.lts_read_bytes += copying.read_bytes
             self.counters.retrieval_written_bytes += copying.written_bytes

@@ -93,6 +93,8 @@ async def _verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest,
         return await read_back_datablock(parts, folder, manifest, expected_windows(manifest), checksums)
 
     evidence, result = await parts.limited(parts.limits.verify_lts, Stage.VERIFY, name, read_back)
+    if result.breaks or evidence.digest != manifest.digest:
+        parts.tally.mismatches[Stage.VERIFY] += 1
     if result.breaks:
         raise_breaks(result.breaks)
     if evidence.digest != manifest.digest:

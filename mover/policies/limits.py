@@ -14,13 +14,19 @@ __all__ = ["Limit", "LimitStatistics", "Limits"]
 
 
 class LimitStatistics(msgspec.Struct, frozen=True):
-    """A limit's state: its slots, who holds one, how many wait, and the most that were held at a time."""
+    """A limit's state: its slots, who holds one, how many wait, and the most that were held at a time.
+
+    ``granted``: slots given so far, after ``waited_s`` seconds in sum; ``longest_wait_s``: of those that wait now.
+    """
 
     name: str
     slots: int
     holders: tuple[str, ...]
     waiting: int
     peak: int
+    granted: int = 0
+    waited_s: float = 0.0
+    longest_wait_s: float = 0.0
 
 
 class Limit:
@@ -31,12 +37,21 @@ class Limit:
         self._limiter = anyio.CapacityLimiter(slots)
         self._holders: list[str] = []
         self._peak = 0
+        self._granted = 0
+        self._waited_s = 0.0
+        self._arrivals: dict[object, float] = {}
 
     @asynccontextmanager
     async def slot(self, holder: str) -> AsyncIterator[None]:
         """Holds one slot inside the block; waits until one is free."""
         borrower = object()
-        await self._limiter.acquire_on_behalf_of(borrower)
+        self._arrivals[borrower] = arrival = anyio.current_time()
+        try:
+            await self._limiter.acquire_on_behalf_of(borrower)
+        finally:
+            del self._arrivals[borrower]
+        self._granted += 1
+        self._waited_s += anyio.current_time() - arrival
         self._holders.append(holder)
         self._peak = max(self._peak, len(self._holders))
         try:
@@ -51,8 +66,17 @@ class Limit:
 
     def statistics(self) -> LimitStatistics:
         """The limit's state now."""
-        waiting = self._limiter.statistics().tasks_waiting
-        return LimitStatistics(self.name, int(self._limiter.total_tokens), tuple(self._holders), waiting, self._peak)
+        longest_wait_s = anyio.current_time() - next(iter(self._arrivals.values())) if self._arrivals else 0.0
+        return LimitStatistics(
+            self.name,
+            int(self._limiter.total_tokens),
+            tuple(self._holders),
+            self._limiter.statistics().tasks_waiting,
+            self._peak,
+            self._granted,
+            self._waited_s,
+            longest_wait_s,
+        )
 
 
 class Limits:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from time import monotonic
 from typing import Protocol
@@ -13,7 +14,7 @@ import msgspec
 
 from mover.errors import LtsError, MoverError, NotEnoughSpaceError
 from mover.model import Datablock, Manifest, ManifestMember, Member, window_range
-from mover.policies.retry import Progressing, RetryPolicy, retrying
+from mover.policies.retry import Progressing, RetryPolicy, retry_class, retrying
 from mover.streams.hashing import WindowHash, digest_of
 from mover.streams.interfaces import Buffer, ByteRange, ObjectReader, PositionalSink
 from mover.streams.memory import BufferPool
@@ -64,7 +65,15 @@ class Lanes:
         self.requests = anyio.CapacityLimiter(requests)
         self.streams = anyio.CapacityLimiter(streams)
         self.disk = anyio.CapacityLimiter(streams + 2)
+        self.retries: Counter[str] = Counter()
         self.workers = min(requests, _UNITS_IN_FLIGHT)
+
+    async def retrying(self, attempt: Callable[[], Awaitable[None]], progress: Progressing | None = None) -> None:
+        """Awaits ``attempt`` under the retry policy; repetitions are counted by their class.  Raises MoverError."""
+        await retrying(attempt, self.retry, progress=progress, on_retry=self._count_retry)
+
+    def _count_retry(self, error: MoverError, _attempt: int, _pause_s: float) -> None:
+        self.retries[retry_class(error)] += 1
 
     def stream_slot(self) -> AbstractAsyncContextManager[None]:
         """A place among the streaming windows."""
@@ -169,7 +178,7 @@ class UnitMover:
                         progress.advanced()
                     self._counters.received_bytes += stream.position - before
 
-            await retrying(attempt, self._lanes.retry, progress=progress)
+            await self._lanes.retrying(attempt, progress)
             if stream.write_failure is not None:
                 raise stream.write_failure
             return unit.index, unit.window, stream.hash.hexdigest()
@@ -195,7 +204,7 @@ class UnitMover:
             async with self._lanes.requests:
                 await self._lanes.reader.fetch(item, view)
 
-        await retrying(attempt, self._lanes.retry)
+        await self._lanes.retrying(attempt)
         self._counters.received_bytes += len(view)
 
     def _write_batch(self, unit: Batch, bodies: Sequence[Buffer]) -> list[WindowDigest]:
