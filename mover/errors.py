@@ -15,7 +15,9 @@ __all__ = [
     "CatalogueConflictError",
     "CatalogueTransientError",
     "ConfigError",
+    "DaemonAccessError",
     "DaemonRunningError",
+    "DaemonTransientError",
     "DatasetBusyError",
     "DatasetNotFoundError",
     "DigestMismatchError",
@@ -31,6 +33,7 @@ __all__ = [
     "JournalError",
     "KeyConflictError",
     "LayoutMismatchError",
+    "ListenError",
     "LtsError",
     "ManifestError",
     "MissingFilesError",
@@ -42,6 +45,7 @@ __all__ = [
     "ObjectMissingError",
     "ObjectThrottledError",
     "ObjectTransientError",
+    "OrderRefusedError",
     "ProcessingError",
     "QueueFullError",
     "RecallTimeoutError",
@@ -392,8 +396,9 @@ class LtsError(MoverError):
 class MissingMountError(LtsError):
     """The root of the LTS is not there: a missing mount must not be taken for an empty share."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("open", path, "the LTS root does not exist or is no folder; is the share mounted?")
+    def __init__(self, path: str, expected: str = "", found: str = "") -> None:
+        reason = f"{expected} is expected there, and found is {found}" if found else "it does not exist or is no folder"
+        super().__init__("open", path, f"{reason}; is the share mounted?")
 
 
 class WriteOnceError(LtsError):
@@ -475,9 +480,43 @@ class IntakeClosedError(MoverError):
         super().__init__("the daemon is stopping and takes no more jobs; try again once it is back")
 
 
+class ListenError(MoverError):
+    """The daemon cannot listen where it should."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where, self.reason = where, reason
+        super().__init__(f"cannot listen on {where}: {reason}")
+
+
 class DaemonRunningError(MoverError):
     """Another daemon works on the same folder."""
 
     def __init__(self, folder: str, holder: str) -> None:
         self.folder, self.holder = folder, holder
         super().__init__(f"another daemon works on {folder}: {holder}")
+
+
+class DaemonAccessError(UsageError):
+    """The daemon lets the client do nothing, or not this: its address, its token or its role is wrong."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url, self.reason = url, reason
+        super().__init__(f"daemon {url}: {reason}")
+
+
+class OrderRefusedError(UsageError):
+    """The daemon cannot make sense of what was asked of it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class DaemonTransientError(MoverError):
+    """The daemon is away, or has no room now; ``retry_after_s`` is when it asks to be tried again, if it does."""
+
+    retryable = True
+
+    def __init__(self, url: str, reason: str, retry_after_s: float | None = None) -> None:
+        self.url, self.reason, self.retry_after_s = url, reason, retry_after_s
+        super().__init__(f"daemon {url}: {reason}")

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeVar
 import anyio
 import msgspec
 
-from mover.errors import CatalogueTransientError, MoverError, ObjectThrottledError
+from mover.errors import CatalogueTransientError, DaemonTransientError, MoverError, ObjectThrottledError
 
 __all__ = ["Progressing", "RetryClass", "RetryPolicy", "delay_s", "retry_class", "retrying"]
 
@@ -87,7 +87,8 @@ def delay_s(policy: RetryPolicy, attempt: int, error: BaseException, rng: Callab
 
 def _retry_after_s(error: BaseException) -> float | None:
     """What the server asked for; None: nothing."""
-    return error.retry_after_s if isinstance(error, (ObjectThrottledError, CatalogueTransientError)) else None
+    told = (ObjectThrottledError, CatalogueTransientError, DaemonTransientError)
+    return error.retry_after_s if isinstance(error, told) else None
 
 
 async def retrying(
