@@ -76,11 +76,15 @@ grow_store() {
   step ceph-bluestore-tool bluefs-bdev-expand --path "$data/osd" || failed "the store cannot grow"
 }
 
-# The monitor is told of the OSD once. One that has just started may refuse whatever it is asked: all can be repeated.
+# The monitor is told of the OSD and its place once. One that has just started may refuse: all can be repeated.
+osd_new() {
+  ceph --connect-timeout 10 osd new "$(<"$data/osd/fsid")" 0 &&
+    ceph --connect-timeout 10 osd crush add osd.0 1.0 root=default host=s3
+}
 introduce_osd() {
   [[ ! -e $data/introduced ]] || return 0
   for _ in {1..10}; do
-    step ceph --connect-timeout 10 osd new "$(<"$data/osd/fsid")" 0 && { : >"$data/introduced"; return 0; }
+    step osd_new && { : >"$data/introduced"; return 0; }
     alive monitor || break
     sleep 0.5
   done
@@ -88,12 +92,15 @@ introduce_osd() {
 }
 
 # One user, made from a document on standard input: the secret stands in no argument. It is the same user with each pair
-# of keys, so that its buckets stay its own; keys that it had before are gone.
-put_user() { user_document | timeout 30 radosgw-admin -n client.rgw metadata put user:development; }
+# of keys, so that its buckets stay its own; keys that it had before are gone. Made again only when the keys are others.
+put_user() { user_document | timeout 20 radosgw-admin -n client.rgw metadata put user:development; }
 create_user() {
-  for _ in {1..10}; do
-    alive osd || start osd ceph-osd -f -i 0
-    step put_user && return 0
+  local sum
+  sum=$(user_document | sha256sum)
+  [[ $(cat "$data/user" 2>/dev/null) != "$sum" ]] || return 0
+  for _ in {1..5}; do
+    step put_user && { printf '%s\n' "$sum" >"$data/user"; return 0; }
+    alive osd || break
     sleep 0.5
   done
   failed "no user could be made"
@@ -103,7 +110,8 @@ create_buckets() {
   local bucket status=000
   for bucket in ${S3_BUCKETS:-}; do
     for _ in {1..120}; do
-      status=$(s3_request PUT "/$bucket")
+      status=$(s3_request GET "/$bucket?max-keys=1")
+      [[ $status != 404 ]] || status=$(s3_request PUT "/$bucket")
       [[ $status == 200 ]] && break
       [[ $status == 000 || $status == 5?? ]] && alive gateway || break
       sleep 0.25
@@ -121,6 +129,7 @@ rm -f "$ready"
 grow_store
 start monitor ceph-mon -f -i a
 introduce_osd
+start osd ceph-osd -f -i 0
 create_user
 start gateway radosgw -f -n client.rgw
 create_buckets
