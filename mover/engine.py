@@ -113,7 +113,7 @@ class Engine:
 
     async def space(self) -> SpaceReading:
         """Size of the LTS and what is free there. Raises MissingMountError."""
-        return await _space_reading(self._parts.lts_root)
+        return await _space_reading(self._parts.lts_root, self._parts.profile)
 
     async def archive(self, dataset_id: str, *, release_source: bool = False) -> ArchiveReport:
         """Archives one dataset. Raises as ``archive_dataset``."""
@@ -187,7 +187,7 @@ def _build(
     pool = BufferPool(config.buffer_bytes)
 
     async def reading() -> SpaceReading:
-        return await _space_reading(config.lts_root)
+        return await _space_reading(config.lts_root, profile)
 
     return Parts(
         store=store,
@@ -215,9 +215,9 @@ def _build(
     )
 
 
-async def _space_reading(lts_root: Path) -> SpaceReading:
+async def _space_reading(lts_root: Path, profile: MountProfile) -> SpaceReading:
     """A reading that gives up on a mount that hangs.  Raises LtsError."""
     try:
-        return await run_abandonable(lambda: free_space(lts_root), _SPACE_READING_TIMEOUT_S)
+        return await run_abandonable(lambda: free_space(lts_root, profile.filesystem), _SPACE_READING_TIMEOUT_S)
     except TimeoutError as exc:
         raise LtsError("stat", str(lts_root), f"no answer for {_SPACE_READING_TIMEOUT_S:.0f} s") from exc

@@ -117,7 +117,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mover_s3_concurrency: Annotated[int, _mover("requests to the S3 storage at a time", whole(1, 1024))] = 64
     mover_host: Annotated[str, _mover("address that the daemon listens on", WORD)] = "127.0.0.1"
     mover_port: Annotated[int, _mover("port that the daemon listens on", whole(1, 65535))] = 8420
-    mover_token_file: Annotated[Path | None, _mover("file with the daemon's bearer token", PATH)] = None
+    mover_socket: Annotated[Path | None, _mover("Unix socket that the daemon listens on, too", PATH)] = None
+    mover_token_file: Annotated[Path | None, _mover("the daemon's tokens, or the client's own one", PATH)] = None
+    mover_drain_s: Annotated[int, _mover("time for running work when the daemon is to stop, s", whole(0))] = 60
 
     origins: Mapping[str, str] = MappingProxyType({})
 

@@ -90,15 +90,22 @@ def _lts_error(error: OSError, op: str, path: Path, needed_bytes: int) -> MoverE
     return LtsError(op, str(path), f"{error.strerror or error} ({name})")
 
 
-def free_space(root: Path) -> SpaceReading:
+def free_space(root: Path, filesystem: str = "") -> SpaceReading:
     """Size of the share and what an unprivileged writer may still take. Blocking.
 
+    ``filesystem`` is the type that was found there before: under a mount that is gone lies a folder of another one.
+
     Raises:
-        MissingMountError: ``root`` is no folder.
+        MissingMountError: ``root`` is no folder, or is on another type of file system.
         LtsError: the share does not answer.
     """
     if not root.is_dir():
         raise MissingMountError(str(root))
+    if filesystem:
+        with translate_lts("stat", root):
+            found = filesystem_of(root)
+        if found and found != filesystem and not (found.startswith("nfs") and filesystem.startswith("nfs")):
+            raise MissingMountError(str(root), filesystem, found)
     with translate_lts("statvfs", root):
         numbers = os.statvfs(root)
     return SpaceReading(numbers.f_blocks * numbers.f_frsize, numbers.f_bavail * numbers.f_frsize)
