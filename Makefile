@@ -9,7 +9,7 @@ SOURCES := mover flows benchmarks tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo flows test test-slow test-all bench-rate bench-memory bench-plan bench-prefect lint format types check lock clean
+.PHONY: help demo flows secrets up down e2e test test-slow test-docker test-all bench-rate bench-memory bench-plan bench-prefect lint format types check lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -32,11 +32,33 @@ demo: $(STAMP) ## archive, verify and retrieve a folder with everything embedded
 flows: $(STAMP) ## archive and retrieve a dataset through Prefect and a catalogue, all on this machine (ARGS=--keep: look around)
 	$(BIN)/python -m tests.flows_demo $(ARGS)
 
+# Everything on this machine; PRODUCTION=1 takes .env alone.
+COMPOSE = docker compose --env-file .env $(if $(PRODUCTION),,--env-file .development.env)
+
+secrets: ## create the secrets of the deployment that are missing, in .secrets
+	@docker/make-secrets
+
+up: secrets ## start the deployment: containers, configuration, workers, flows (PRODUCTION=1: with .env alone)
+	$(COMPOSE) up -d
+	$(COMPOSE) run --rm prefect-config
+	$(COMPOSE) up -d prefect-archival-worker
+	$(COMPOSE) up -d prefect-retrieval-worker
+	$(COMPOSE) run --rm prefect-flows-deployment
+
+down: ## stop the deployment; its state stays (ARGS=-v: nothing stays)
+	$(COMPOSE) --profile '*' down $(ARGS)
+
+e2e: ## archive and retrieve a dataset in the deployment that is up, and compare (ARGS=--help)
+	$(COMPOSE) run --rm end-to-end-test $(ARGS)
+
 test: $(STAMP) ## the tests that take less than a few minutes
 	$(BIN)/pytest -m "not slow" $(ARGS)
 
 test-slow: $(STAMP) ## the long tests
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest -m "slow and not docker" $(ARGS)
+
+test-docker: $(STAMP) ## the tests of the deployment, on a Docker engine
+	$(BIN)/pytest -m docker $(ARGS)
 
 test-all: $(STAMP) ## all tests
 	$(BIN)/pytest $(ARGS)
