@@ -98,9 +98,10 @@ class Announcer:
         """The stage turns out to be about so many bytes."""
         self._total_bytes = total_bytes
 
-    def started(self) -> None:
-        """The stage begins."""
-        self._tell(Progress(self._dataset_id, self._stage, "started", self._datablock, 0, self._total_bytes))
+    def started(self, done_bytes: int = 0) -> None:
+        """The stage begins; ``done_bytes`` were done before."""
+        done_bytes = min(done_bytes, self._total_bytes)
+        self._tell(Progress(self._dataset_id, self._stage, "started", self._datablock, done_bytes, self._total_bytes))
 
     def waiting(self, reason: str, waited_s: float = 0.0) -> None:
         """The stage waits, and for what."""
@@ -113,9 +114,9 @@ class Announcer:
         self._tell(Progress(self._dataset_id, self._stage, "progress", self._datablock, done_bytes, self._total_bytes))
 
     @contextmanager
-    def stage(self) -> Iterator[None]:
-        """Tells start, end and failure of the block."""
-        self.started()
+    def stage(self, done_bytes: int = 0) -> Iterator[None]:
+        """Tells start, end and failure of the block; ``done_bytes`` were done before."""
+        self.started(done_bytes)
         try:
             yield
         except MoverError as exc:
@@ -133,7 +134,7 @@ class Announcer:
                 await anyio.sleep(_PROGRESS_EVERY_S)
                 self.progress(done_bytes())
 
-        with self.stage():
+        with self.stage(done_bytes()):
             async with open_task_group() as tasks:
                 tasks.start_soon(follow)
                 yield

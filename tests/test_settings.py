@@ -69,7 +69,9 @@ def test_defaults_are_the_documented_ones() -> None:
         "MOVER_S3_CONCURRENCY": "64",
         "MOVER_HOST": "127.0.0.1",
         "MOVER_PORT": "8420",
+        "MOVER_SOCKET": "-",
         "MOVER_TOKEN_FILE": "-",
+        "MOVER_DRAIN_S": "60",
     }
 
 
