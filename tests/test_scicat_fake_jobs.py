@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,8 +16,6 @@ import pytest
 
 from tests.scicat_fake.server import ScicatServer
 from tests.scicat_fake.state import CREATE_JOB, UPDATE_JOB
-
-_ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -302,50 +295,6 @@ def test_the_failure_of_an_action_is_the_callers_but_the_job_is_there(
     assert (answer.status_code, answer.json()["message"]) == (503, "Got response: full")
     assert client.post("/api/v4/jobs", json=order(pids)).status_code == 500  # nobody listens any more
     assert [job["statusCode"] for job in control.state.jobs.values()] == ["jobSubmitted"] * 2
-
-
-# ------------------------------------------------------------------------------------------------------------- program
-@contextmanager
-def _program(*options: str) -> Iterator[str]:
-    command = [sys.executable, "-m", "tests.scicat_fake", "--port", "0", *options]
-    process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-    assert process.stdout
-    try:
-        url = process.stdout.readline().strip()
-        _wait_until_healthy(url)
-        yield url
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def _wait_until_healthy(url: str) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            httpx.get(f"{url}/api/v3/health", trust_env=False).raise_for_status()
-        except httpx.HTTPError:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        else:
-            return
-
-
-def test_the_program_keeps_documents_and_tokens_over_a_restart(tmp_path: Path) -> None:
-    secret, seed, state = tmp_path / "secret", tmp_path / "seed.json", tmp_path / "state.json"
-    secret.write_text("from-a-file\n")
-    seed.write_text(json.dumps({"datasets": [{"pid": "p", "files": {"a": 1}}]}))
-    options = ["--user", "me", "--password-file", str(secret), "--state", str(state), "--seed", str(seed)]
-    with _program(*options, "--switch", "token_lifetime_s=60") as url, _logged_in(url, "me", "from-a-file") as client:
-        job = created(client, ["p"])["id"]
-        token = client.headers["authorization"]
-    with _program(*options) as url:
-        answer = httpx.get(f"{url}/api/v4/jobs/{job}", headers={"Authorization": token}, trust_env=False)
-        assert answer.json()["statusCode"] == "jobSubmitted"
-    assert state.stat().st_mode & 0o077 == 0
 
 
 def test_a_large_dataset_is_seeded_and_listed_in_seconds(scicat_server: ScicatServer, client: httpx.Client) -> None:

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode
 
@@ -19,6 +19,8 @@ from tests.scicat_fake.access import account_of
 from tests.scicat_fake.calls import Call, Reply, Route
 from tests.scicat_fake.errors import ApiError, http_error, internal_error
 from tests.scicat_fake.faults import fault_of, wait_out
+from tests.scicat_fake.keeper import Keeper
+from tests.scicat_fake.pages import overview
 from tests.scicat_fake.state import Fault, LoggedRequest, State
 
 __all__ = ["ScicatApp"]
@@ -33,6 +35,9 @@ _ROUTES: tuple[Route, ...] = (
 _JSON = "application/json; charset=utf-8"
 _LOGGER = logging.getLogger("scicat_fake")
 TRANSPORT = "scicat_fake.transport"
+
+
+_Save = Callable[[], Awaitable[None]]
 
 
 class _Request(NamedTuple):
@@ -60,10 +65,14 @@ def _matched(pattern: str, segments: list[str]) -> dict[str, str] | None:
 
 
 class ScicatApp:
-    """Answers as a SciCat backend does. ``fresh`` makes the state that the server starts and is reset with."""
+    """Answers as a SciCat backend does. ``fresh`` makes the state that the server starts and is reset with.
 
-    def __init__(self, fresh: Callable[[], State]) -> None:
+    With a ``keeper`` all changes are durable before the request that made them is answered.
+    """
+
+    def __init__(self, fresh: Callable[[], State], keeper: Keeper | None = None) -> None:
         self._fresh = fresh
+        self._keeper = keeper
         self.state = fresh()
 
     def reset(self) -> None:
@@ -72,6 +81,10 @@ class ScicatApp:
             fault.hold = False
         self.state = self._fresh()
 
+    async def save(self) -> None:
+        if self._keeper:
+            await self._keeper.keep(lambda: self.state)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
@@ -79,10 +92,16 @@ class ScicatApp:
         request = await _read(scope, receive)
         if request.raw_path.startswith("/fake/"):
             reply = control_routes.answer(self, request.method, unquote(request.raw_path), request.query, request.body)
+            if request.method != "GET":
+                await self.save()
             await _send(reply, scope, receive, send)
             return
+        if (request.method, request.raw_path) == ("GET", "/"):
+            page = Reply(overview(state), headers={"content-type": "text/html; charset=utf-8"})
+            await _send(page, scope, receive, send)
+            return
         fault = fault_of(state, request.method, request.raw_path)
-        reply, user = await _outcome(state, request, fault)
+        reply, user = await _outcome(state, request, fault, self.save)
         closed = fault is not None and fault.close
         _log(state, request, 0 if closed else reply.status, user)
         if closed:
@@ -105,24 +124,32 @@ async def _read(scope: Scope, receive: Receive) -> _Request:
     return _Request(scope["method"], path, scope["query_string"].decode("latin-1"), headers, b"".join(parts))
 
 
-async def _outcome(state: State, request: _Request, fault: Fault | None) -> tuple[Reply, str]:
+async def _outcome(state: State, request: _Request, fault: Fault | None, save: _Save) -> tuple[Reply, str]:
     """The answer, and who asked; a fault may keep the request from being handled, or replace the answer."""
     if fault is None:
-        return await _handled(state, request)
+        return await _handled(state, request, save)
     reply, user = Reply(), "-"
     if fault.handled:
-        reply, user = await _handled(state, request)
+        reply, user = await _handled(state, request, save)
         await wait_out(state, fault)
     else:
         await wait_out(state, fault)
         if not fault.close and fault.status is None:
-            reply, user = await _handled(state, request)
+            reply, user = await _handled(state, request, save)
     if fault.status is not None:
         reply = Reply(fault.body.encode(), fault.status, {"content-type": fault.content_type, **fault.headers})
     return reply, user
 
 
-async def _handled(state: State, request: _Request) -> tuple[Reply, str]:
+async def _handled(state: State, request: _Request, save: _Save) -> tuple[Reply, str]:
+    """The answer, once what it says is saved: an error may have changed something, too."""
+    outcome = await _answered(state, request, save)
+    if request.method not in {"GET", "HEAD"}:
+        await save()
+    return outcome
+
+
+async def _answered(state: State, request: _Request, save: _Save) -> tuple[Reply, str]:
     user = "-"
     try:
         if len(request.body) > state.switches.body_limit_bytes:
@@ -143,6 +170,7 @@ async def _handled(state: State, request: _Request) -> tuple[Reply, str]:
             headers=request.headers,
             body=body,
             account=account,
+            saved=save,
         )
         reply = route.handler(call)
         return (await reply if inspect.isawaitable(reply) else reply), user

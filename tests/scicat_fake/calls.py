@@ -14,7 +14,10 @@ __all__ = ["Call", "Handler", "Reply", "Route"]
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """One request: ``params`` are the decoded variable parts of the path, ``body`` is decoded JSON or a form."""
+    """One request: ``params`` are the decoded variable parts of the path, ``body`` is decoded JSON or a form.
+
+    ``saved`` returns when what was changed so far survives the server; it is also awaited before any answer.
+    """
 
     state: State
     method: str
@@ -24,6 +27,7 @@ class Call(msgspec.Struct, kw_only=True):
     headers: Mapping[str, str]
     body: Any
     account: Account | None
+    saved: Callable[[], Awaitable[None]]
 
     @property
     def known(self) -> Account:

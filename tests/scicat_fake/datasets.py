@@ -184,7 +184,6 @@ def _patch(call: Call) -> Reply:
         )
         lifecycles.remember(call, dataset, "merge" if merge else "replace", lifecycle)
     lifecycles.changed(dataset, account.username)
-    call.state.changes += 1
     return Reply(dataset)
 
 
@@ -194,7 +193,6 @@ def _delete(call: Call) -> Reply:
     if not has(account, DELETE):
         raise forbidden()
     del call.state.datasets[dataset["pid"]]
-    call.state.changes += 1
     return Reply(dataset)
 
 

@@ -188,6 +188,7 @@ async def _create(call: Call) -> Reply:
     if state.switches.validate_jobs:
         _validate_for_the_site(state, body, datasets)
     job = insert_job(state, {"contactEmail": account.email, **body}, account.username)
+    await call.saved()
     for url in state.switches.job_action_urls:
         await asyncio.to_thread(_tell, state, url, job)
     return Reply(_view(call, job), 201)

@@ -65,7 +65,6 @@ def insert_origdatablock(state: State, dataset: Document, body: Document, userna
     state.orig_datablocks.setdefault(dataset["pid"], {})[block_id] = block
     dataset["size"] = (dataset.get("size") or 0) + body["size"]
     dataset["numberOfFiles"] = (dataset.get("numberOfFiles") or 0) + len(body["dataFileList"])
-    state.changes += 1
     return block
 
 

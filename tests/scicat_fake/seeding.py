@@ -137,7 +137,6 @@ def seed_dataset(
     bodies = origdatablock_bodies(pid, files, files_per_block=files_per_block, directories=directories, chk_alg=chk_alg)
     for block in bodies:
         insert_origdatablock(state, dataset, block, "ingestor")
-    state.changes += 1
     return dataset
 
 

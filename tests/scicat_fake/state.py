@@ -7,7 +7,6 @@ import time
 import uuid
 from collections import deque
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -27,10 +26,8 @@ __all__ = [
     "LoggedRequest",
     "State",
     "Switches",
-    "load_state",
     "new_id",
     "now",
-    "save_state",
     "utc",
 ]
 
@@ -177,36 +174,10 @@ class State:
         self.token_key = secrets.token_hex(32)
         self.token_epoch = 0
         self.unordered_lists = 0
-        self.changes = 0  # counts up with every change that would be kept on disk
+        self.remembered = 0  # how many changes the history ever had
 
     def remember(
         self, kind: str, document_id: str, action: str, user: str, after: Document, sent: list[str] | None = None
     ) -> None:
-        self.changes += 1
+        self.remembered += 1
         self.history.append(Change(time.time(), now(), kind, document_id, action, user, after, sent or []))
-
-
-def save_state(state: State, file: Path) -> None:
-    """Writes documents and the key of the tokens to ``file``; switches and faults are not kept."""
-    kept = {
-        "datasets": state.datasets,
-        "orig_datablocks": state.orig_datablocks,
-        "datablocks": state.datablocks,
-        "jobs": state.jobs,
-        "token_key": state.token_key,
-    }
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(msgspec.json.encode(kept))
-    temporary.replace(file)
-
-
-def load_state(state: State, file: Path) -> None:
-    """Puts back what ``save_state`` wrote; a missing file is an empty catalogue."""
-    if not file.exists():
-        return
-    kept = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    state.datasets, state.orig_datablocks = kept["datasets"], kept["orig_datablocks"]
-    state.datablocks, state.jobs, state.token_key = kept["datablocks"], kept["jobs"], kept["token_key"]
-    for pid, blocks in state.datablocks.items():
-        state.archive_ids.update((block["archiveId"], pid) for block in blocks.values())
