@@ -40,6 +40,7 @@ __all__ = [
     "MissingMountError",
     "MoverError",
     "NotEnoughSpaceError",
+    "NotOpenError",
     "ObjectAccessError",
     "ObjectChangedError",
     "ObjectMissingError",
@@ -478,6 +479,15 @@ class IntakeClosedError(MoverError):
 
     def __init__(self) -> None:
         super().__init__("the daemon is stopping and takes no more jobs; try again once it is back")
+
+
+class NotOpenError(MoverError):
+    """The daemon is there, and its engine is not yet, or not any more."""
+
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the engine is not open; /readyz says why")
 
 
 class ListenError(MoverError):
