@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from mover.errors import ConfigError
 from mover.settings_rules import Secret
 
-__all__ = ["Automation", "Change", "Found", "Item", "Kind", "Limit", "Pool", "State", "Wanted", "changes"]
+__all__ = [
+    "REGISTRY_BLOCK",
+    "REGISTRY_SECRETS",
+    "Automation",
+    "Change",
+    "Found",
+    "Item",
+    "Kind",
+    "Limit",
+    "Pool",
+    "Registry",
+    "State",
+    "Wanted",
+    "changes",
+]
 
-Kind = Literal["variable", "limit", "secret", "work pool", "automation"]
+Kind = Literal["variable", "limit", "secret", "registry", "work pool", "automation"]
 State = Literal["unchanged", "created", "updated"]
+
+REGISTRY_SECRETS: Final = ("github-openem-username", "github-openem-access-token")
+"""Secret blocks with the account that images are pulled with from a private registry."""
+
+REGISTRY_BLOCK: Final = "github-openem"
+"""Name of the block in which docker workers look for that account."""
+
+_REGISTRY_REFERENCE: Final = f"{{{{ prefect.blocks.docker-registry-credentials.{REGISTRY_BLOCK} }}}}"
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -41,6 +63,14 @@ class Pool(NamedTuple):
     base_job_template: Mapping[str, Any] | None = None
 
 
+class Registry(NamedTuple):
+    """A private registry and the account for it."""
+
+    url: str
+    username: Secret
+    password: Secret
+
+
 class Automation(NamedTuple):
     """An automation: its fields as JSON, and how many there are under the name."""
 
@@ -58,6 +88,7 @@ class Wanted(NamedTuple):
     pools: Mapping[str, Pool]
     automations: Mapping[str, Automation]
     required: Mapping[str, str]  # block -> the setting that it holds
+    registry_url: str | None = None
 
 
 class Found(NamedTuple):
@@ -68,6 +99,7 @@ class Found(NamedTuple):
     secrets: Mapping[str, Secret]
     pools: Mapping[str, Pool]
     automations: Mapping[str, Automation]
+    registry: Registry | None = None
 
 
 class Change(NamedTuple):
@@ -81,13 +113,16 @@ def changes(wanted: Wanted, found: Found) -> Sequence[Change]:
     """All items in the order in which they are shown and written.
 
     Raises:
-        ConfigError: a secret is needed and there is none, or an existing work pool has another type.
+        ConfigError: a secret or the address of the registry is needed and there is none, or an existing work pool has
+            another type.
     """
+    registry = _registry(wanted, found)
     return [
         *_compared("variable", wanted.variables, found.variables),
         *_compared("limit", {**wanted.limits, **_kept(wanted, found)}, found.limits),
         *_secrets(wanted, found),
-        *_pools(wanted, found),
+        *([] if registry is None else [_registry_change(registry, found.registry)]),
+        *_pools(wanted, found, with_registry=registry is not None),
         *_compared("automation", wanted.automations, found.automations),
     ]
 
@@ -143,8 +178,37 @@ def _secrets(wanted: Wanted, found: Found) -> Iterator[Change]:
             yield Change(Item("secret", block, "unchanged", "left out; no file is given"))
 
 
-def _pools(wanted: Wanted, found: Found) -> Iterator[Change]:
-    for name, pool in wanted.pools.items():
+def _registry(wanted: Wanted, found: Found) -> Registry | None:
+    """The registry that the workers shall know: of what is given now and, where nothing is given, of what is there."""
+    username, password = (wanted.secrets.get(block) or found.secrets.get(block) for block in REGISTRY_SECRETS)
+    if username is None or password is None:
+        return None
+    url = wanted.registry_url or (found.registry.url if found.registry else None)
+    if url is not None:
+        return Registry(url, username, password)
+    if any(wanted.secrets.get(block) for block in REGISTRY_SECRETS):
+        raise ConfigError("REGISTRY_URL", None, "the registry that the account is for, as host or host:port")
+    return None  # blocks for somebody else's purposes
+
+
+def _registry_change(registry: Registry, there: Registry | None) -> Change:
+    if there == registry:
+        return Change(Item("registry", REGISTRY_BLOCK, "unchanged", registry.url))
+    detail = registry.url if there is None or there.url == registry.url else f"{there.url} -> {registry.url}"
+    return Change(Item("registry", REGISTRY_BLOCK, "created" if there is None else "updated", detail), registry)
+
+
+def _referring(pool: Pool) -> Pool:
+    """The pool, whose workers log in to the registry before they pull; no deployment of flows can change that."""
+    if pool.type != "docker" or pool.base_job_template is None:
+        return pool
+    configuration = {**pool.base_job_template["job_configuration"], "registry_credentials": _REGISTRY_REFERENCE}
+    return pool._replace(base_job_template={**pool.base_job_template, "job_configuration": configuration})
+
+
+def _pools(wanted: Wanted, found: Found, *, with_registry: bool) -> Iterator[Change]:
+    for name, given in wanted.pools.items():
+        pool = _referring(given) if with_registry else given
         there = found.pools.get(name)
         if there is None:
             detail = f"type {pool.type}, limit {pool.concurrency_limit}"

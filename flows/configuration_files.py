@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from flows.configuration import Automation, Limit, Pool, Wanted
+from flows.configuration import REGISTRY_SECRETS, Automation, Limit, Pool, Wanted
 from flows.limits import LIMIT_TAGS, limit_name
 from flows.settings import SECRET_BLOCKS
 from mover.errors import ConfigError
@@ -18,10 +18,10 @@ from mover.settings_rules import PATH, WORD, Secret, choice, whole
 __all__ = ["OPTIONAL_BLOCKS", "POOLS", "PoolNames", "read_wanted"]
 
 OPTIONAL_BLOCKS: Final[Mapping[str, str]] = {
-    "GITHUB_OPENEM_USERNAME": "github-openem-username",
-    "GITHUB_OPENEM_ACCESS_TOKEN": "github-openem-access-token",
+    "GITHUB_OPENEM_USERNAME": REGISTRY_SECRETS[0],
+    "GITHUB_OPENEM_ACCESS_TOKEN": REGISTRY_SECRETS[1],
 }
-"""Secret blocks of deployments that pull images from GitHub's registry."""
+"""Secret blocks of deployments that pull images from a private registry."""
 
 
 class PoolNames(NamedTuple):
@@ -38,6 +38,7 @@ POOLS: Final = (
 )
 
 _TYPE = choice("docker", "process")
+_REGISTRY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z0-9_]+)\s*\}\}")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 
@@ -75,7 +76,18 @@ def read_wanted(configs: Sequence[Path], environ: Mapping[str, str], automations
         pools=_pools(environ),
         automations=automations,
         required={block: name for name, block in SECRET_BLOCKS.items()},
+        registry_url=_registry_url(environ),
     )
+
+
+def _registry_url(environ: Mapping[str, str]) -> str | None:
+    text = environ.get("REGISTRY_URL", "")
+    if not text:
+        return None
+    if not _REGISTRY.fullmatch(text):  # the engine compares it with the first part of the image's name
+        allowed = "host or host:port, as the image's name begins, without scheme and path"
+        raise ConfigError("REGISTRY_URL", text, allowed, "environment")
+    return text
 
 
 def _secret(name: str, environ: Mapping[str, str]) -> Secret | None:

@@ -24,8 +24,9 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
+from pydantic import SecretStr
 
-from flows.configuration import Automation, Change, Found, Limit, Pool, Wanted
+from flows.configuration import REGISTRY_BLOCK, Automation, Change, Found, Limit, Pool, Registry, Wanted
 from flows.server_settings import HEARTBEAT_TIMEOUT_S
 from mover.errors import ConfigError, MoverError
 from mover.settings_rules import Secret
@@ -135,7 +136,7 @@ async def read_found(client: PrefectClient, wanted: Wanted) -> Found:
         same = await client.read_automations_by_name(name)
         if same:
             automations[name] = Automation(_fields(same[0]), len(same))
-    return Found(variables, limits, secrets, pools, automations)
+    return Found(variables, limits, secrets, pools, automations, await _registry(client))
 
 
 async def _secret(client: PrefectClient, name: str) -> Secret | None:
@@ -144,6 +145,16 @@ async def _secret(client: PrefectClient, name: str) -> Secret | None:
     except ObjectNotFound:
         return None
     return Secret(str(document.data.get("value")))
+
+
+async def _registry(client: PrefectClient) -> Registry | None:
+    slug = "docker-registry-credentials"
+    try:
+        document = await client.read_block_document_by_name(REGISTRY_BLOCK, slug, include_secrets=True)
+    except ObjectNotFound:
+        return None
+    data = document.data
+    return Registry(str(data.get("registry_url")), Secret(str(data.get("username"))), Secret(str(data.get("password"))))
 
 
 async def apply(client: PrefectClient, change: Change) -> None:
@@ -159,6 +170,8 @@ async def apply(client: PrefectClient, change: Change) -> None:
         case "secret":
             block: SecretBlock[str] = SecretBlock(value=value.reveal())
             await block.asave(name, overwrite=True, client=client)
+        case "registry":
+            await _write_registry(client, name, value)
         case "work pool":
             await _write_pool(client, name, value)
         case "automation":
@@ -182,6 +195,17 @@ async def _write_limit(client: PrefectClient, name: str, limit: Limit) -> None:
         await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **fields))
     except ObjectAlreadyExists:
         await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**fields))
+
+
+async def _write_registry(client: PrefectClient, name: str, registry: Registry) -> None:
+    from prefect_docker import DockerRegistryCredentials  # type: ignore[import-untyped]
+
+    block = DockerRegistryCredentials(
+        username=registry.username.reveal(),
+        password=SecretStr(registry.password.reveal()),
+        registry_url=registry.url,
+    )
+    await block.asave(name, overwrite=True, client=client)
 
 
 async def _write_pool(client: PrefectClient, name: str, pool: Pool) -> None:

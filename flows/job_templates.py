@@ -90,11 +90,6 @@ _VARIABLES: Final[dict[str, Any]] = {
     },
     "name": {"title": "Name", "type": "string", "description": "Name of the container."},
     "image": {"title": "Image", "type": "string", "description": "Image of the container."},
-    "registry_credentials": {
-        "title": "Registry credentials",
-        "type": "object",
-        "description": "What the image is pulled with.",
-    },
     "networks": {**_TEXTS, "title": "Networks", "description": "Networks that the container joins."},
     "volumes": {**_TEXTS, "title": "Volumes", "description": "Volumes, as name:/path[:ro]."},
 }
