@@ -23,6 +23,7 @@ __all__ = [
     "JobView",
     "LimitView",
     "LimitsChange",
+    "LimitsView",
     "Problem",
     "Transition",
     "is_final",
@@ -150,6 +151,12 @@ class LimitView(msgspec.Struct, frozen=True):
     holders: tuple[str, ...]
     waiting: int
     peak: int
+
+
+class LimitsView(msgspec.Struct, frozen=True):
+    """All limits, in the order of the documentation."""
+
+    limits: tuple[LimitView, ...]
 
 
 class LimitsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

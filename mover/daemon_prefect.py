@@ -1,0 +1,102 @@
+"""Flow runs for jobs of the catalogue, started through Prefect's REST interface; Prefect itself is not needed here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import anyio.to_thread
+import httpx
+import msgspec
+
+from mover.daemon_http_bodies import BodyError, field_error
+from mover.errors import ConfigError, MoverError
+from mover.jobs_lifecycle import JobKind
+from mover.settings_rules import Secret
+
+__all__ = ["DEPLOYMENTS", "PrefectRefusedError", "PrefectStarter", "check_job_id"]
+
+DEPLOYMENTS: Final[dict[JobKind, str]] = {
+    "archive": "archive_datasetlist/datasets_archival",
+    "retrieve": "retrieve_datasetlist/datasets_retrieval",
+}
+"""Deployment that runs each kind of job."""
+
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
+_JOB_ID_FORM: Final = "1 to 200 of letters, digits and . _ : -"
+_CALL_S: Final = 30.0
+
+
+class PrefectRefusedError(MoverError):
+    """The Prefect server is away, or does not do what it is asked for."""
+
+    retryable = True
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url, self.reason = url, reason
+        super().__init__(f"Prefect at {url}: {reason}")
+
+
+def check_job_id(job_id: str) -> None:
+    """Lets the id of a catalogue's job pass: it becomes part of paths and names.  Raises BodyError."""
+    if not _JOB_ID.fullmatch(job_id):
+        detail = f"id: allowed are {_JOB_ID_FORM}"
+        raise BodyError(detail, (field_error("id", job_id, _JOB_ID_FORM),))
+
+
+class PrefectStarter:
+    """Starts the deployment of each kind of job: one run for a job, like the reconciler's first."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+        self._client, self._url = client, url
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, api_url: str, auth: Secret | None = None) -> AsyncIterator[PrefectStarter]:
+        """A starter over a pool of connections. ``auth``: ``user:password``, as PREFECT_API_AUTH_STRING has it."""
+        user, _, password = auth.reveal().partition(":") if auth is not None else ("", "", "")
+        make_client = partial(
+            httpx.AsyncClient,
+            base_url=api_url.rstrip("/") + "/",
+            auth=httpx.BasicAuth(user, password) if auth is not None else None,
+            timeout=_CALL_S,
+            headers={"Accept": "application/json", "User-Agent": "mover"},
+        )
+        # The certificates of the authorities are files.
+        async with await anyio.to_thread.run_sync(make_client) as client:
+            yield cls(client, str(httpx.URL(api_url).copy_with(userinfo=b"")))
+
+    async def start(self, kind: JobKind, job_id: str) -> str:
+        """See ``Starter``; returns the id of the flow run.
+
+        Raises:
+            PrefectRefusedError: the server is away or refuses.
+            ConfigError: the deployment does not exist.
+        """
+        found = await self._call("GET", f"deployments/name/{DEPLOYMENTS[kind]}")
+        if found.status_code == httpx.codes.NOT_FOUND:
+            raise ConfigError(DEPLOYMENTS[kind], None, "a deployment; `python -m flows.deploy` creates it")
+        deployment_id = self._field(found, "id")
+        run = {
+            "parameters": {"job_id": job_id},
+            "name": f"{kind} job {job_id}",
+            "idempotency_key": f"{kind}/{job_id}/1",
+        }
+        return self._field(await self._call("POST", f"deployments/{deployment_id}/create_flow_run", run), "id")
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        try:
+            return await self._client.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise PrefectRefusedError(self._url, type(error).__name__) from error
+
+    def _field(self, response: httpx.Response, name: str) -> str:
+        if not response.is_success:
+            raise PrefectRefusedError(self._url, f"status {response.status_code}")
+        try:
+            return str(msgspec.json.decode(response.content)[name])
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise PrefectRefusedError(self._url, "an answer that is not Prefect's") from error
