@@ -69,22 +69,21 @@ class CatalogueRunner:
         if job.row.id in self._closing:
             return
         self._closing.add(job.row.id)
-        pause_s = _FIRST_PAUSE_S
-        while True:
+        pause_s, reason = _FIRST_PAUSE_S, ""
+        while not reason:
             try:
                 items, reports = await self._store.read(
                     partial(read_ended, job_id=job.row.id, at_most_bytes=_REPORTS_BYTES)
                 )
                 code = await self._finish(job.row, items, reports)
                 reason = f"the catalogue shows {code}" if code else "the catalogue was not told"
-                break
             except MoverError as error:
                 if not error.retryable and not isinstance(error, JournalError):
                     reason = f"the catalogue could not be told: {error}"
-                    break
+                    continue
                 await self._ledger.settle(self._ledger.enter(job, reason=f"waits for the catalogue: {error}"))
-            await anyio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         if job.row.cancelled_by:
             reason = f"cancelled by {job.row.cancelled_by}; {reason}"
         self._closing.discard(job.row.id)

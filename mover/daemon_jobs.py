@@ -2,87 +2,66 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
+from functools import partial
+from typing import Final
 
-import msgspec
+import anyio
 
-from mover.api import DatasetView, JobEvent, JobKind, JobOrder, JobPage, JobState, JobView, LimitsChange, LimitView
+from mover.api import (
+    DatasetView,
+    JobEvent,
+    JobOrder,
+    JobPage,
+    JobState,
+    JobView,
+    LimitsChange,
+    LimitView,
+)
 from mover.catalogue import JobCatalogue
-from mover.daemon_events import ProgressRelay
+from mover.daemon_book import Live
+from mover.daemon_catalogue_runs import CatalogueRunner
+from mover.daemon_events import EventHub, ProgressRelay
+from mover.daemon_intake import Intake
+from mover.daemon_job_words import JobServiceConfig, OwnerStatistics, QueueStatistics, WorkView
+from mover.daemon_ledger import Ledger
+from mover.daemon_queries import read_dataset_view, read_job_view, read_page
+from mover.daemon_runner import EngineRunner, Runner
+from mover.daemon_store import Store
+from mover.daemon_store_rows import (
+    check,
+    read_unfinished,
+    request_cancel,
+    trim,
+)
+from mover.daemon_streams import all_events, job_events
+from mover.daemon_views import dataset_view, iso_ms
+from mover.daemon_work import Work, WorkRules
 from mover.engine import Engine
-from mover.policies.retry import RetryPolicy
+from mover.errors import JournalError
+from mover.model import Progress, Stage
+from mover.tasks import open_task_group
 
 __all__ = ["JobService", "JobServiceConfig", "OwnerStatistics", "QueueStatistics", "WorkView"]
 
+_log = logging.getLogger(__name__)
 
-class JobServiceConfig(msgspec.Struct, frozen=True):
-    """``folder`` is made when missing, for the daemon alone: ``<ARCHIVER_SCRATCH_FOLDER>/daemon``.
-
-    ``jobs_limit`` and ``datasets_limit``: unfinished ones that are held at most. ``datasets_at_a_time``: of each kind
-    of job, so that archivals that wait for space hold up no retrieval. ``keep_days``: how long finished jobs are
-    kept. ``retry``: a dataset whose failure passes. ``busy_patience_s``: how long a dataset waits for a run elsewhere.
-    ``report_limit_bytes``: of the JSON of one dataset's report; what goes beyond it is left out and counted there.
-    """
-
-    folder: Path
-    jobs_limit: int = 10_000
-    datasets_limit: int = 100_000
-    datasets_at_a_time: int = 4
-    keep_days: float = 30.0
-    retry: RetryPolicy = RetryPolicy(attempts=8, base_s=5.0, cap_s=600.0, throttle_base_s=30.0)
-    busy_patience_s: float = 86_400.0
-    report_limit_bytes: int = 16 << 20
-
-
-class OwnerStatistics(msgspec.Struct, frozen=True):
-    """Unfinished datasets of one owner."""
-
-    owner: str
-    queued: int
-    waiting: int
-    running: int
-
-
-class WorkView(msgspec.Struct, frozen=True):
-    """A dataset in work; ``since`` is when its attempt began."""
-
-    job_id: str
-    kind: JobKind
-    owner: str
-    dataset: DatasetView
-    since: str
-
-
-class QueueStatistics(msgspec.Struct, frozen=True):
-    """The queue now, and what happened since the service was opened.
-
-    Numbers of datasets, but for ``jobs`` and ``accepted``. ``oldest_age_s``: since the oldest job with datasets that
-    were never begun was accepted; 0 when there is none. ``ended``: datasets by (kind, final state). ``retries``:
-    failures that are tried again, by the error's kind. ``journal_error``: why the last write failed, else ''.
-    """
-
-    jobs: int
-    queued: int
-    waiting: int
-    running: int
-    oldest_age_s: float
-    owners: tuple[OwnerStatistics, ...]
-    working: tuple[WorkView, ...]
-    accepted: int
-    ended: dict[tuple[str, str], int]
-    retries: dict[str, int]
-    jobs_limit: int
-    datasets_limit: int
-    intake_open: bool
-    journal_error: str = ""
+_TRIM_EVERY_S: Final = 3_600.0
+_TRIM_DATASETS: Final = 2_000  # in one step: nobody waits for long behind it
+_TRIM_PAUSE_S: Final = 0.1
+_DAY_MS: Final = 86_400_000
 
 
 class JobService:
     """Open it with :meth:`open`; belongs to the engine's event loop."""
+
+    def __init__(self, engine: Engine, config: JobServiceConfig, store: Store, ledger: Ledger, work: Work) -> None:
+        self._engine, self._config, self._store, self._ledger, self._work = engine, config, store, ledger, work
+        self._intake = Intake(store, ledger, work, config)
 
     @classmethod
     @asynccontextmanager
@@ -93,42 +72,75 @@ class JobService:
         *,
         progress: ProgressRelay,
         catalogue: JobCatalogue | None = None,
+        runner: Runner | None = None,
         clock: Callable[[], float] = time.time,
         rng: Callable[[], float] = random.random,
     ) -> AsyncIterator[JobService]:
         """Takes up what was accepted before, and works. ``progress`` is what the engine was opened with as ``tell``.
 
-        ``catalogue``: where jobs with a ``catalogue_job`` are shown; it is the engine's own.
+        ``catalogue``: where jobs with a ``catalogue_job`` are shown; it is the engine's own. ``runner`` runs datasets
+        of other jobs, in the engine if it is not given.
 
         Raises:
             DaemonRunningError: another daemon works on the folder.
             JournalError: it cannot be used.
         """
-        raise NotImplementedError
-        yield
+        async with Store.open(config.folder) as store:
+            ledger = Ledger(store, EventHub(), clock)
+            plain = EngineRunner(engine, config.report_limit_bytes)
+
+            def on_wait(dataset_id: str, reason: str) -> None:
+                progress.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=reason))
+
+            told = CatalogueRunner(engine, catalogue, plain.pack, on_wait, store, ledger) if catalogue else None
+            rules = WorkRules(config.datasets_at_a_time, config.retry, config.busy_patience_s, rng)
+            work = Work(ledger, rules, runner or plain, told)
+            service = cls(engine, config, store, ledger, work)
+            await service._take_up()
+            unsubscribe = progress.subscribe(work.tell)
+            try:
+                async with open_task_group() as tasks:
+                    tasks.start_soon(work.run)
+                    tasks.start_soon(service._trim)
+                    yield service
+                    service.close_intake()
+                    await work.stop(0.0)
+                    tasks.cancel_scope.cancel()
+            finally:
+                unsubscribe()
+
+    async def _take_up(self) -> None:
+        await self._intake.prepare()
+        entries = [self._work.take_up(row, items) for row, items in await self._store.read(read_unfinished)]
+        for entry in entries:
+            if entry is not None:
+                await self._ledger.settle(entry)
 
     async def submit(
         self, order: JobOrder, *, owner: str, key: str = "", catalogue_job: str = ""
     ) -> tuple[JobView, bool]:
         """Accepts a job, durably; with a ``key`` that is known, that job. Returns it and whether it is new.
 
-        ``owner``: the caller; the job runs on the account of ``order.owner``, if that is given.
+        ``owner``: the caller, whose keys are compared; the job runs on the account of ``order.owner`` if that is given.
 
         Raises:
             QueueFullError: too many unfinished jobs or datasets; it knows when to try again.
             KeyConflictError: the caller has used the key for another order.
             IntakeClosedError: the service is stopping.
+            ConfigError: it is a job of the catalogue, and there is none.
             JournalError: it could not be made durable; nothing was accepted.
         """
-        raise NotImplementedError
+        job_id, view = await self._intake.submit(order, owner, key, catalogue_job)
+        return (view, True) if view is not None else (await self.job(job_id), False)
 
     async def job(self, job_id: str) -> JobView:
-        """One job, with its changes, and reports as far as 16 MiB go.  Raises UnknownJobError, JournalError."""
-        raise NotImplementedError
+        """One job, with its changes, and reports as far as 8 MiB go.  Raises UnknownJobError, JournalError."""
+        return await self._store.read(partial(read_job_view, job_id=job_id, live=self._live(job_id)))
 
     async def dataset(self, job_id: str, dataset_id: str) -> DatasetView:
         """One dataset of a job, with its report.  Raises UnknownJobError, JournalError."""
-        raise NotImplementedError
+        step = partial(read_dataset_view, job_id=job_id, dataset_id=dataset_id, live=self._live(job_id))
+        return await self._store.read(step)
 
     async def jobs(
         self,
@@ -139,8 +151,18 @@ class JobService:
         before: str = "",
         limit: int = 100,
     ) -> JobPage:
-        """Jobs, newest first, without changes and reports.  Raises JournalError."""
-        raise NotImplementedError
+        """Jobs, newest first, without changes and reports.
+
+        A page has up to ``limit`` jobs, fewer when they come to more than 10,000 datasets.  Raises JournalError.
+        """
+        wanted = (("state", state), ("owner", owner), ("dataset_id", dataset_id))
+        where = [(name, str(value)) for name, value in wanted if value is not None]
+        live = {item.job.row.id: self._live(item.job.row.id) for item in self._work.in_work.values()}
+        return await self._store.read(partial(read_page, where=where, before=before, limit=limit, live=live))
+
+    def _live(self, job_id: str) -> dict[int, Live]:
+        in_work = [item for item in self._work.in_work.values() if item.job.row.id == job_id]
+        return {item.row.position: item.live for item in in_work if item.live is not None}
 
     async def cancel(self, job_id: str, *, who: str) -> JobView:
         """Ends a job: durably at once; running work stops at its next await. A finished job stays as it is.
@@ -148,7 +170,13 @@ class JobService:
         Raises:
             UnknownJobError, JournalError: it is not cancelled then.
         """
-        raise NotImplementedError
+        job = self._ledger.jobs.get(job_id)
+        if job is not None and not job.row.cancelled_by:
+            with anyio.CancelScope(shield=True):
+                await self._store.write(partial(request_cancel, job_id=job_id, who=who))
+                if job_id in self._ledger.jobs and not job.row.cancelled_by:
+                    await self._work.cancel(job, who)
+        return await self.job(job_id)
 
     def events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """The job's events with numbers above ``after``: changes that are kept, how it stands, then live, to the end.
@@ -158,35 +186,83 @@ class JobService:
         Raises:
             UnknownJobError, JournalError: with the first event.
         """
-        raise NotImplementedError
+        return job_events(self._store, self._ledger, job_id, after)
 
     def all_events(self, after: int = 0) -> AsyncIterator[JobEvent]:
         """Live events of all jobs, from now on; a reader that is 10,000 changes behind loses the oldest."""
-        raise NotImplementedError
+        return all_events(self._ledger, after)
 
     def statistics(self) -> QueueStatistics:
         """The queue now."""
-        raise NotImplementedError
+        ledger, work = self._ledger, self._work
+        owners = tuple(
+            OwnerStatistics(owner, counts["queued"], counts["waiting"], counts["running"])
+            for owner, counts in sorted(ledger.tally.owners.items())
+        )
+        oldest = next((job.row.accepted_ms for job in ledger.jobs.values() if job.states["queued"]), ledger.now_ms)
+        return QueueStatistics(
+            jobs=len(ledger.jobs),
+            queued=sum(owner.queued for owner in owners),
+            waiting=sum(owner.waiting for owner in owners),
+            running=sum(owner.running for owner in owners),
+            oldest_age_s=max(0.0, (ledger.now_ms - oldest) / 1000),
+            owners=owners,
+            working=tuple(
+                WorkView(
+                    job_id=item.job.row.id,
+                    kind=item.job.row.kind,
+                    owner=item.owner,
+                    dataset=dataset_view(item.row, item.live),
+                    since=iso_ms(item.live.began_ms),
+                )
+                for item in work.in_work.values()
+                if item.live is not None
+            ),
+            accepted=self._intake.accepted,
+            ended=dict(ledger.ended),
+            retries=dict(work.retries),
+            jobs_limit=self._config.jobs_limit,
+            datasets_limit=self._config.datasets_limit,
+            intake_open=self._intake.open,
+            journal_error=self._store.error,
+        )
 
     def limits(self) -> tuple[LimitView, ...]:
         """The engine's limits now."""
-        raise NotImplementedError
+        return tuple(
+            LimitView(item.name, item.slots, item.holders, item.waiting, item.peak) for item in self._engine.limits()
+        )
 
     async def set_limits(self, change: LimitsChange) -> tuple[LimitView, ...]:
-        """Changes the engine's limits until the next start."""
-        raise NotImplementedError
+        """Changes the engine's limits until the next start.  Raises ConfigError: nothing is changed then."""
+        slots = {name: getattr(change, name) for name in change.__struct_fields__}
+        self._engine.set_limits({name: number for name, number in slots.items() if number is not None})
+        return self.limits()
 
     async def check_journal(self) -> None:
         """Writes to the journal.  Raises JournalError."""
-        raise NotImplementedError
+        await self._store.write(check)
 
     def close_intake(self) -> None:
         """Takes no more jobs; what was accepted goes on."""
-        raise NotImplementedError
+        self._intake.open = False
 
     async def drain(self, deadline_s: float) -> None:
         """Takes no more jobs and begins nothing; what runs gets the time to end, and is then stopped where it is.
 
         All of it goes on with the next :meth:`open`.
         """
-        raise NotImplementedError
+        self.close_intake()
+        await self._work.stop(deadline_s)
+
+    async def _trim(self) -> None:
+        """Forgets jobs that ended long ago, a few at a time."""
+        while True:
+            before_ms = self._ledger.now_ms - int(self._config.keep_days * _DAY_MS)
+            try:
+                while await self._store.write(partial(trim, before_ms=before_ms, datasets=_TRIM_DATASETS)):
+                    await self._store.give_back()
+                    await anyio.sleep(_TRIM_PAUSE_S)
+            except JournalError as error:
+                _log.warning("old jobs stay for now: %s", error)
+            await anyio.sleep(_TRIM_EVERY_S)

@@ -46,10 +46,11 @@ _PATIENCE_S: Final = 86_400.0
 
 
 class DatasetResult(msgspec.Struct, Generic[R], frozen=True):
-    """One dataset of a job: what is told about it, and the engine's report when it is done."""
+    """One dataset of a job: what is told about it, the engine's report when it is done, and else the error."""
 
     outcome: DatasetOutcome
     report: R | None = None
+    error: MoverError | None = None
 
 
 class JobRunner:
@@ -150,18 +151,19 @@ class JobRunner:
         except MoverError as error:
             if error.retryable:
                 raise
-            return DatasetResult(failure_outcome(dataset_id, error))
+            return DatasetResult(failure_outcome(dataset_id, error), error=error)
         report: R | None = None
+        failure: MoverError | None = None
         try:
             report = await while_busy(work, self._patience_s, lambda reason: self._on_wait(dataset_id, reason))
             outcome = done(report)
         except DatasetBusyError as error:
             await self._give_up_waiting(kind, dataset_id, before)
-            return DatasetResult(failure_outcome(dataset_id, error))
+            return DatasetResult(failure_outcome(dataset_id, error), error=error)
         except MoverError as error:
             _log.warning("%s of %s failed: %s", kind, dataset_id, error)
-            outcome = failure_outcome(dataset_id, error)
-        return DatasetResult(await tell(self._catalogue, kind, outcome), report)
+            outcome, failure = failure_outcome(dataset_id, error), error
+        return DatasetResult(await tell(self._catalogue, kind, outcome), report, failure)
 
     async def _give_up_waiting(self, kind: JobKind, dataset_id: str, before: Lifecycle) -> None:
         """Another job's run tells how its dataset goes; what holds it by hand tells nobody, so all is as before."""

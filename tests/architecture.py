@@ -53,7 +53,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "moto": ("mover.demo*",),
     "typer": ("mover.cli*",),
     "rich": ("mover.cli*", "mover.demo*", "mover.doctor*", "mover.shown", "mover.progress"),
-    "sqlite3": ("mover.daemon_store*",),
+    "sqlite3": ("mover.daemon_store*", "mover.daemon_queries", "mover.daemon_streams"),
     "litestar": ("mover.daemon*",),
     "prometheus_client": ("mover.daemon*",),
     "uvicorn": ("mover.daemon*",),

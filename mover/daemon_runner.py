@@ -1,0 +1,97 @@
+"""One dataset of a job through the engine, and what its end means: done, failed, or to be tried again, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import anyio.to_thread
+import msgspec
+
+from mover.api import Failure
+from mover.cli_errors import plain_error, record_of
+from mover.daemon_book import Item
+from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
+from mover.engine import Engine
+from mover.errors import DatasetBusyError, MoverError
+from mover.jobs_lifecycle import DatasetOutcome
+from mover.policies.retry import RetryPolicy, delay_s
+
+__all__ = ["EngineRunner", "Result", "Runner", "after_error", "failure_of"]
+
+_SHORTEST_BUSY_S: Final = 2.0
+_LONGEST_BUSY_S: Final = 30.0
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What the engine made of a dataset. ``outcome``: as the catalogue was told; ``error``: it did not work."""
+
+    report: PackedReport | None = None
+    outcome: DatasetOutcome | None = None
+    error: MoverError | None = None
+
+
+class Runner(Protocol):
+    """Runs datasets of jobs."""
+
+    async def run(self, item: Item) -> Result:
+        """One attempt.  Raises MoverError; cancelled, it leaves what the next attempt resumes."""
+        ...
+
+
+class EngineRunner:
+    """Runs datasets in the engine; ``report_limit_bytes``: of one report's JSON."""
+
+    def __init__(self, engine: Engine, report_limit_bytes: int) -> None:
+        self._engine, self._limit_bytes = engine, report_limit_bytes
+
+    async def run(self, item: Item) -> Result:
+        """See Runner."""
+        return Result(await self.pack(await self._call(item)))
+
+    async def pack(self, report: Report) -> PackedReport:
+        """The report as it is kept."""
+        return await anyio.to_thread.run_sync(pack_report, report, self._limit_bytes)
+
+    async def _call(self, item: Item) -> Report:
+        engine, dataset_id, options = self._engine, item.dataset_id, item.job.row.options
+        match item.job.row.kind:
+            case "archive":
+                return await engine.archive(dataset_id, release_source=options.release_source)
+            case "retrieve":
+                return await engine.retrieve(dataset_id, files=options.files, form=options.form)
+            case "verify":
+                return await engine.verify(dataset_id, level=options.level)
+            case "plan":
+                return plan_report(await engine.plan(dataset_id), await engine.space())
+
+
+def after_error(
+    item: Item, error: Exception, now_ms: int, policy: RetryPolicy, busy_patience_s: float, rng: Callable[[], float]
+) -> dict[str, Any]:
+    """What becomes of a dataset after an attempt that failed, as fields of its row: to be tried again, or failed."""
+    leaf = plain_error(error)
+    failure = failure_of(leaf)
+    if isinstance(leaf, DatasetBusyError):
+        item.busy_since_ms = item.busy_since_ms or now_ms
+        held_s = (now_ms - item.busy_since_ms) / 1000
+        if held_s < busy_patience_s:
+            pause_s = min(max(held_s / 4, _SHORTEST_BUSY_S), _LONGEST_BUSY_S)
+            return _waiting(f"in use by {leaf.holder}", now_ms, pause_s, item.row.failures)
+        return {"state": "failed", "reason": failure.message, "failure": failure, "retry_ms": 0}
+    item.busy_since_ms = 0
+    failures = 1 if item.live is not None and item.live.advanced else item.row.failures + 1
+    retry_s = delay_s(policy, failures, leaf, rng)
+    if retry_s is not None:
+        return _waiting(failure.message, now_ms, retry_s, failures)
+    return {"state": "failed", "reason": failure.message, "failure": failure, "failures": failures, "retry_ms": 0}
+
+
+def _waiting(reason: str, now_ms: int, pause_s: float, failures: int) -> dict[str, Any]:
+    retry_ms = now_ms + max(round(pause_s * 1000), 1)
+    return {"state": "waiting", "reason": reason, "retry_ms": retry_ms, "failures": failures}
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The failure as it is kept and told; links and their signatures are taken out."""
+    return msgspec.convert(record_of(error), Failure, from_attributes=True)
