@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from mover.cli_commands import app
+from mover.cli_serve import app
 
 __all__ = ["hoisted", "main"]
 

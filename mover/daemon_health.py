@@ -110,10 +110,11 @@ class Blocking(Generic[T]):
 class HealthMonitor:
     """What is known about the dependencies; belongs to one event loop."""
 
-    def __init__(self, probes: Sequence[Probe] = (), *, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(self, probes: Sequence[Probe] = (), *, secrets: Sequence[str] = ()) -> None:
         """``secrets`` are masked in what is shown."""
-        self._probes, self._secrets = tuple(probes), secrets
+        self._probes, self._secrets = tuple(probes), tuple(secrets)
         self._views: dict[str, DependencyView] = {}
+        self._changed = anyio.Event()
         for probe in self._probes:
             self.report(probe.name, "unknown", "not tried yet", required=probe.required)
 
@@ -146,13 +147,16 @@ class HealthMonitor:
             last_success_at=now if works else before.last_success_at if before else "",
             since=before.since if same and before is not None else now,
         )
+        self._changed.set()
+        self._changed = anyio.Event()
         if not same and state != "unknown":
             level = logging.INFO if state == "ok" else logging.WARNING if state == "degraded" else logging.ERROR
             _log.log(level, "%s: %s: %s", name, state, detail)
 
-    def forget(self, name: str) -> None:
-        """It is no dependency any more."""
-        self._views.pop(name, None)
+    async def until_it_works(self, name: str) -> None:
+        """Returns as soon as a dependency is found working."""
+        while (view := self._views.get(name)) is None or view.state not in {"ok", "degraded"}:
+            await self._changed.wait()
 
     def view(self, name: str) -> DependencyView | None:
         """One dependency."""

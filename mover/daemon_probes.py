@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import anyio.to_thread
 import httpx
 
 from mover.daemon_health import Blocking, Finding, Probe
@@ -22,20 +23,13 @@ from mover.streams.lts_mount import filesystem_of, free_space, probe_mount
 from mover.streams.s3_probe import S3Probe
 from mover.tasks import open_task_group
 
-__all__ = ["LtsProbe", "PrefectAccess", "catalogue_probe", "open_probes", "prefect_access", "scratch_probe"]
+__all__ = ["LtsProbe", "catalogue_probe", "open_probes", "scratch_probe"]
 
 _LARGEST_SKEW_S = 300.0  # S3 refuses signatures that are older than 15 minutes
 _SCRATCH_FLOOR_BYTES = 256 << 20
 _ONE_ATTEMPT = RetryPolicy(attempts=1)
 _REMOTE_EVERY_S = 30.0
 _EXPECTED = "lts-mount"
-
-
-class PrefectAccess:
-    """Where Prefect's API is; ``headers`` hold what it takes to get in."""
-
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        self.url, self.headers = url, dict(headers)
 
 
 class LtsProbe:
@@ -161,21 +155,17 @@ async def catalogue_probe(access: SciCatAccess) -> AsyncIterator[Probe]:
         yield Probe("catalogue", look, deadline_s=20.0, every_s=_REMOTE_EVERY_S)
 
 
-def prefect_access(environ: Mapping[str, str]) -> PrefectAccess | None:
-    """From Prefect's own variables; None without ``PREFECT_API_URL``."""
-    url = environ.get("PREFECT_API_URL", "").rstrip("/")
-    return PrefectAccess(url, {}) if url else None
-
-
 @asynccontextmanager
-async def _prefect_probe(access: PrefectAccess) -> AsyncIterator[Probe]:
-    async with httpx.AsyncClient(timeout=10.0, headers=access.headers) as client:
+async def _prefect_probe(api_url: str) -> AsyncIterator[Probe]:
+    shown = str(httpx.URL(api_url).copy_with(userinfo=b""))
+    # The certificates of the authorities are files.
+    async with await anyio.to_thread.run_sync(lambda: httpx.AsyncClient(timeout=10.0)) as client:
 
         async def look() -> Finding:
-            reply = await client.get(f"{access.url}/health")
+            reply = await client.get(f"{api_url.rstrip('/')}/health")
             if reply.status_code >= 400:
-                return Finding(f"{access.url} answers with status {reply.status_code}", "degraded")
-            return Finding(access.url)
+                return Finding(f"{shown} answers with status {reply.status_code}", "degraded")
+            return Finding(shown)
 
         # Without it jobs are not started from the catalogue, but those that the daemon has go on.
         yield Probe("prefect", look, required=False, every_s=_REMOTE_EVERY_S)
@@ -187,9 +177,8 @@ async def open_probes(
     lts: LtsProbe,
     folder: Path,
     *,
-    check_journal: Callable[[], Awaitable[None]],
     scicat: SciCatAccess | None = None,
-    prefect: PrefectAccess | None = None,
+    prefect_url: str = "",
 ) -> AsyncIterator[list[Probe]]:
     """All probes, with their connections.
 
@@ -197,26 +186,18 @@ async def open_probes(
         config: of the engine.
         lts: tries the LTS.
         folder: where the daemon keeps its jobs.
-        check_journal: writes to the store of jobs.
         scicat: None: there is no catalogue.
-        prefect: None: there is none.
+        prefect_url: '': there is none.
     """
-    scratch = Blocking(lambda: scratch_probe(folder), 10.0)
-
-    async def journal() -> Finding:
-        finding = await scratch()
-        await check_journal()
-        return finding
-
     async with AsyncExitStack() as stack:
         s3 = await stack.enter_async_context(S3Probe.open(config.s3))
         probes = [
             Probe("s3", lambda: _look_at_s3(s3, config)),
             Probe("lts", Blocking(lts, 10.0)),
-            Probe("journal", journal, deadline_s=15.0),
+            Probe("scratch", Blocking(lambda: scratch_probe(folder), 10.0)),
         ]
         if scicat is not None:
             probes.append(await stack.enter_async_context(catalogue_probe(scicat)))
-        if prefect is not None:
-            probes.append(await stack.enter_async_context(_prefect_probe(prefect)))
+        if prefect_url:
+            probes.append(await stack.enter_async_context(_prefect_probe(prefect_url)))
         yield probes

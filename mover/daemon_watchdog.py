@@ -55,10 +55,10 @@ class LoopWatchdog:
         notifier: Notifier,
         *,
         blocked_after_s: float = 5.0,
-        on_lag: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """``on_lag`` is told on the loop, several times a second, by how many seconds a timer was late."""
-        self._notifier, self._blocked_after_s, self._on_lag = notifier, blocked_after_s, on_lag
+        self._notifier, self._blocked_after_s = notifier, blocked_after_s
+        self.on_lag: Callable[[float], None] = lambda _: None
+        """Told on the loop, several times a second, by how many seconds a timer was late."""
         self._thread_id = 0
         self._beat_s = time.monotonic()
         self._lag_s = 0.0
@@ -106,7 +106,7 @@ class LoopWatchdog:
             if self._beat_s - self._span_began_s > _RECENT_S:
                 self._worst, self._span_began_s = (0.0, self._worst[0]), self._beat_s
             self._worst = (max(self._worst[0], self._lag_s), self._worst[1])
-            self._on_lag(self._lag_s)
+            self.on_lag(self._lag_s)
 
     def _watch(self) -> None:
         told_s = 0.0
