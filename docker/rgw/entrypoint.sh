@@ -3,7 +3,8 @@
 #
 #   S3_USER_FILE, S3_PASSWORD_FILE   files that hold access key and secret key; changed ones count from the next start on
 #   S3_BUCKETS                       buckets to have, separated by blanks; made once the gateway answers, then kept
-#   RGW_GIB                          most GiB that are stored (default 8); may grow later, never shrink
+#   RGW_GIB                          GiB that can be stored, from 4 on (default 8); more than that is refused as
+#                                    QuotaExceeded. The store is a sparse file; a larger value makes it grow at a start.
 #
 # rgw-health says when all of that is so. SIGTERM ends gateway, OSD and monitor in this order; when one of them ends by
 # itself the container does too, so that a restart policy brings back all three.
@@ -15,6 +16,7 @@ exec </dev/null
 store=/var/lib/rgw
 data=$store/data
 gib=${RGW_GIB:-8}
+block_bytes=
 declare -A pids=()
 
 say() { printf 'rgw: %s\n' "$*" >&2; }
@@ -43,7 +45,8 @@ failed() { cat "$run_dir/step.log" >&2; say "$*"; return 1; }
 
 check_settings() {
   local bucket
-  [[ $gib =~ ^[1-9][0-9]{0,4}$ ]] || give_up "RGW_GIB: a whole number of GiB from 1 on is needed"
+  [[ $gib =~ ^[1-9][0-9]{0,4}$ ]] && (( gib >= 4 )) || give_up "RGW_GIB: a whole number of GiB from 4 on is needed"
+  block_bytes=$((gib * 3 << 29))  # the quota, and room behind it: see ceph.conf
   read_account || exit 2
   for bucket in ${S3_BUCKETS:-}; do
     [[ $bucket =~ ^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$ ]] || give_up "S3_BUCKETS: $bucket is no name of a bucket"
@@ -62,17 +65,17 @@ create_store() {
   step monmaptool --create --clobber --fsid "$(ceph-conf fsid)" --addv a '[v1:127.0.0.1:6789]' "$run_dir/monmap" &&
     step ceph-mon --mkfs -i a --monmap "$run_dir/monmap" --mon-data "$new/mon" &&
     step ceph-osd --mkfs -i 0 --no-mon-config --osd-data "$new/osd" \
-      --osd-uuid "$(</proc/sys/kernel/random/uuid)" --bluestore-block-size "$((gib << 30))" ||
+      --osd-uuid "$(</proc/sys/kernel/random/uuid)" --bluestore-block-size "$block_bytes" ||
     failed "no store could be made in $store"
   sync -f "$new"
   mv "$new" "$data"
 }
 
 grow_store() {
-  local block=$data/osd/block wanted=$((gib << 30))
-  (( $(stat -c %s "$block") < wanted )) || return 0
+  local block=$data/osd/block
+  (( $(stat -c %s "$block") < block_bytes )) || return 0
   say "the store grows to $gib GiB"
-  truncate -s "$wanted" "$block"
+  truncate -s "$block_bytes" "$block"
   step ceph-bluestore-tool bluefs-bdev-expand --path "$data/osd" || failed "the store cannot grow"
 }
 
@@ -92,11 +95,11 @@ introduce_osd() {
 }
 
 # One user, made from a document on standard input: the secret stands in no argument. It is the same user with each pair
-# of keys, so that its buckets stay its own; keys that it had before are gone. Made again only when the keys are others.
-put_user() { user_document | timeout 20 radosgw-admin -n client.rgw metadata put user:development; }
+# of keys, so that its buckets stay its own; keys that it had before are gone. Made again only when something changed.
+put_user() { user_document "$gib" | timeout 20 radosgw-admin -n client.rgw metadata put user:development; }
 create_user() {
   local sum
-  sum=$(user_document | sha256sum)
+  sum=$(user_document "$gib" | sha256sum)
   [[ $(cat "$data/user" 2>/dev/null) != "$sum" ]] || return 0
   for _ in {1..5}; do
     step put_user && { printf '%s\n' "$sum" >"$data/user"; return 0; }
@@ -134,7 +137,7 @@ create_user
 start gateway radosgw -f -n client.rgw
 create_buckets
 : >"$ready"
-say "S3 answers on port 9000, at most $gib GiB"
+say "S3 answers on port 9000, $gib GiB"
 wait -n "${pids[@]}" || :
 say "a daemon has ended by itself; so does the container"
 exit 1

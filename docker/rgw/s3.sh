@@ -18,9 +18,11 @@ read_account() {
     { echo "rgw: S3_PASSWORD_FILE: printable characters without blanks, quotes and backslashes only" >&2; return 2; }
 }
 
+# user_document GIB: the account, which may store so much.
 user_document() {
   printf '{"key":"user:development","data":{"user_id":"development","display_name":"development","type":"rgw",'
   printf '"max_buckets":1000,"op_mask":"read, write, delete",'
+  printf '"user_quota":{"enabled":true,"check_on_raw":false,"max_size":%d,"max_objects":-1},' "$(($1 << 30))"
   printf '"keys":[{"user":"development","access_key":"%s","secret_key":"%s","active":true}]}}' "$access_key" "$secret_key"
 }
 
