@@ -14,7 +14,13 @@ from blockbuster import BlockBuster, BlockBusterFunction
 
 import mover
 
-pytest_plugins = ["tests.prefect_servers", "tests.scicat_fake.fixtures", "tests.servers", "tests.flow_world"]
+pytest_plugins = [
+    "tests.prefect_servers",
+    "tests.scicat_fake.fixtures",
+    "tests.servers",
+    "tests.flow_world",
+    "tests.deployments",
+]
 
 _MOVER = str(Path(mover.__file__).parent) + os.sep
 _PREFECT = f"{os.sep}site-packages{os.sep}prefect{os.sep}"
