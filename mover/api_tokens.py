@@ -23,7 +23,7 @@ _KEY: Final = "MOVER_TOKEN_FILE"
 _ROLES: Final[dict[str, Role]] = {"read": "read", "operate": "operate"}
 _FILE_LIMIT_BYTES: Final = 1 << 20
 _LINE_FORM: Final = "lines of the form name:role:token with role read or operate, or a bare token; see line {}"
-_TOKEN_FORM: Final = "tokens of 16 characters or more, printable ASCII without blanks; see line {}"
+_WORD_FORM: Final = "tokens of 16 characters or more, printable ASCII without blanks; see line {}"
 _ONE_OWNER: Final = "a token that stands there once; see line {}"
 _SHORTEST: Final = 16
 
@@ -75,12 +75,12 @@ def parse_tokens(text: str, origin: str) -> tuple[Token, ...]:
 
 
 def _parse_line(line: str, number: int, origin: str) -> Token:
-    name, role, text = line.split(":", 2) if line.count(":") >= 2 else ("operator", "operate", line)  # noqa: PLR2004 - colons of name:role:token
+    name, role, text = line.split(":", 2) if line.count(":") >= 2 else ("operator", "operate", line)
     if not name.strip() or role.strip() not in _ROLES or (text == line and ":" in line):
         raise ConfigError(_KEY, origin, _LINE_FORM.format(number))
     text = text.strip()
     if len(text) < _SHORTEST or not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigError(_KEY, origin, _TOKEN_FORM.format(number))
+        raise ConfigError(_KEY, origin, _WORD_FORM.format(number))
     return Token(name.strip(), _ROLES[role.strip()], Secret(text))
 
 

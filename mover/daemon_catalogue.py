@@ -87,7 +87,7 @@ class CatalogueStarter:
         return acted
 
     async def _look_at(self, job: CatalogueJob, kind: JobKind, *, take_over: bool = True) -> str:
-        """Does what the job needs. Returns the daemon's job that is or was at it; with a look alone '' when all is well.
+        """Does what the job needs. Returns the daemon's job that is or was at it; '' when a look finds all well.
 
         One in progress of which nothing is known here is somebody else's, unless SciCat has just told of it.
         """
