@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -16,6 +16,7 @@ from litestar import Litestar
 from litestar.di import Provide
 from litestar.enums import ScopeType
 from litestar.handlers.base import BaseRouteHandler
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from mover.api import Problem
@@ -52,6 +53,7 @@ class DaemonApp:
     def __init__(self, inner: Litestar, access: Access, streams: Streams, hosts: frozenset[str]) -> None:
         self.inner, self.access, self.streams = inner, access, streams
         self._hosts = hosts
+        self._methods = tuple(_methods(inner))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -65,11 +67,23 @@ class DaemonApp:
         state["request_id"] = request_id
         told = _telling(send, request_id)
         verdict = self._judge(scope, headers)
-        if isinstance(verdict, Caller):
+        if isinstance(verdict, Caller) and scope["method"] == "OPTIONS":
+            await self._tell_methods(scope, told)
+        elif isinstance(verdict, Caller):
             state["caller"] = verdict
             await self.inner(scope, receive, told)
         else:
             await _refuse(verdict, scope, told)
+
+    async def _tell_methods(self, scope: Scope, send: Send) -> None:
+        """Answers OPTIONS. Litestar's own answer forgets methods of paths that have several handlers."""
+        allowed = next((methods for path, methods in self._methods if path.fullmatch(scope["path"])), None)
+        if allowed is None:
+            await _refuse(Problem("Not Found", 404, "Not Found"), scope, send)
+            return
+        headers = [(b"allow", allowed.encode())]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _judge(self, scope: Scope, headers: dict[str, str]) -> Caller | Problem:
         host, path, method = headers.get("host", ""), scope["path"], str(scope.get("method", "GET"))
@@ -128,6 +142,14 @@ def create_app(
         logging_config=None,
     )
     return DaemonApp(inner, access, streams, frozenset(hosts))
+
+
+def _methods(inner: Litestar) -> Iterator[tuple[re.Pattern[str], str]]:
+    """Each path of the application with its methods."""
+    for route in inner.routes:
+        if isinstance(route, HTTPRoute):
+            pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route.path_format))
+            yield re.compile(pattern), ", ".join(sorted(route.methods))
 
 
 def _giving(value: Any) -> Callable[[], Any]:  # noqa: ANN401 - a dependency of any type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -58,11 +59,22 @@ def decode_body(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
+        if "got `float`" in str(error) and b"." in body:  # JSON has one kind of number: 2.0 is a whole one
+            with suppress(msgspec.ValidationError):
+                return msgspec.convert(_with_whole_numbers(msgspec.json.decode(body)), kind)
         raise BodyError(*_explained(str(error), body, kind)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         detail = f"the body is no JSON: {reason}"
         raise BodyError(detail) from error
+
+
+def _with_whole_numbers(document: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(document, dict):
+        return {name: _with_whole_numbers(value) for name, value in document.items()}
+    if isinstance(document, list):
+        return [_with_whole_numbers(value) for value in document]
+    return int(document) if isinstance(document, float) and document.is_integer() else document
 
 
 def field_error(field: str, value: object, allowed: str) -> FieldError:

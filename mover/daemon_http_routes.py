@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from litestar import Request, Response, delete, get, patch, post
@@ -13,7 +12,7 @@ from litestar.params import Dependency, Parameter
 
 from mover.api import DatasetView, JobOrder, JobPage, JobState, JobView, LimitsChange, LimitsView
 from mover.daemon_http_access import Caller
-from mover.daemon_http_bodies import BodyError, check_order, decode_body, field_error
+from mover.daemon_http_bodies import check_order, decode_body
 from mover.daemon_http_streams import EventStream, Streams
 from mover.daemon_jobs import JobService
 
@@ -22,28 +21,29 @@ __all__ = ["JOB_ROUTES", "body_of", "caller_of", "idempotency_key", "json_respon
 T = TypeVar("T")
 
 _JSON: Final = "application/json"
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _KEY_FORM: Final = "1 to 255 printable ASCII characters without blanks"
-_NUMBER: Final = re.compile(r"[0-9]{1,15}")
 
 _Service = Annotated[JobService, Dependency(skip_validation=True)]
 _Streams = Annotated[Streams, Dependency(skip_validation=True)]
 _Ask = Request[Any, Any, Any]
 _JobId = Annotated[str, Parameter(description="the job's id")]
 _DatasetId = Annotated[str, Parameter(min_length=1, max_length=1024, description="PID of a dataset, with its slash")]
+_OfDataset = Annotated[str, Parameter(max_length=1024, query="dataset_id", description="with this dataset; '': any")]
 _Key = Annotated[
-    str | None,
+    str,
     Parameter(
         header="Idempotency-Key",
+        pattern=r"^[!-~]{0,255}$",
         description=f"the caller's own key of the order, {_KEY_FORM}: sent again with it, the order is the same job",
     ),
 ]
 _LastEventId = Annotated[
-    str | None, Parameter(header="Last-Event-ID", description="number of the last event that was received")
+    str,
+    Parameter(
+        header="Last-Event-ID", pattern="^[0-9]{0,15}$", description="number of the last event that was received"
+    ),
 ]
-_After = Annotated[
-    int | None, Parameter(ge=0, le=10**15 - 1, description="the same, for those who cannot send headers")
-]
+_After = Annotated[int, Parameter(ge=0, le=10**15 - 1, description="the same, for those who cannot send headers")]
 
 
 def caller_of(request: _Ask) -> Caller:
@@ -65,15 +65,9 @@ def json_response(value: object, status_code: int = 200, headers: dict[str, str]
     return Response(msgspec.json.encode(value), status_code=status_code, headers=headers, media_type=_JSON)
 
 
-def idempotency_key(given: str | None) -> str:
-    """The key; with quotation marks around it, as structured headers have them, or without.  Raises BodyError."""
-    if given is None:
-        return ""
-    key = given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
-    if not _KEY.fullmatch(key):
-        detail = f"the header Idempotency-Key: allowed are {_KEY_FORM}"
-        raise BodyError(detail, (field_error("Idempotency-Key", given, _KEY_FORM),))
-    return key
+def idempotency_key(given: str) -> str:
+    """The key; with quotation marks around it, as structured headers have them, or without."""
+    return given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given
 
 
 @post(
@@ -85,7 +79,7 @@ def idempotency_key(given: str | None) -> str:
     status_code=202,
     responses={200: ResponseSpec(JobView, description="the job that the key had ordered before")},
 )
-async def _submit(request: _Ask, service: _Service, idempotency_key_: _Key = None) -> Response[bytes]:
+async def _submit(request: _Ask, service: _Service, idempotency_key_: _Key = "") -> Response[bytes]:
     order = await body_of(request, JobOrder)
     check_order(order)
     key = idempotency_key(idempotency_key_)
@@ -96,13 +90,15 @@ async def _submit(request: _Ask, service: _Service, idempotency_key_: _Key = Non
 @get("/v1/jobs", operation_id="listJobs", tags=["jobs"], summary="Jobs, newest first, without changes and reports")
 async def _list(
     service: _Service,
-    state_: Annotated[JobState | None, Parameter(query="state")] = None,
-    owner: str | None = None,
-    dataset_id: _DatasetId | None = None,
+    state_: Annotated[JobState | Literal[""], Parameter(query="state", description="in this state; '': any")] = "",
+    owner: Annotated[str, Parameter(description="on this account; '': any")] = "",
+    of_dataset: _OfDataset = "",
     before: Annotated[str, Parameter(description="`next` of the page before")] = "",
     limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
 ) -> Response[bytes]:
-    page: JobPage = await service.jobs(state=state_, owner=owner, dataset_id=dataset_id, before=before, limit=limit)
+    page: JobPage = await service.jobs(
+        state=state_ or None, owner=owner or None, dataset_id=of_dataset or None, before=before, limit=limit
+    )
     return json_response(page)
 
 
@@ -145,7 +141,7 @@ async def _cancel(request: _Ask, service: _Service, job_id: _JobId) -> Response[
     ),
 )
 async def _follow(
-    service: _Service, streams: _Streams, job_id: _JobId, last_event_id: _LastEventId = None, after: _After = None
+    service: _Service, streams: _Streams, job_id: _JobId, last_event_id: _LastEventId = "", after: _After = 0
 ) -> EventStream:
     return EventStream(service.events(job_id, _number(last_event_id, after)), streams)
 
@@ -158,18 +154,13 @@ async def _follow(
     description="Server-sent events without an end; the data of each is a JobEvent.",
 )
 async def _follow_all(
-    service: _Service, streams: _Streams, last_event_id: _LastEventId = None, after: _After = None
+    service: _Service, streams: _Streams, last_event_id: _LastEventId = "", after: _After = 0
 ) -> EventStream:
     return EventStream(service.all_events(_number(last_event_id, after)), streams)
 
 
-def _number(last_event_id: str | None, after: int | None) -> int:
-    if not last_event_id:  # browsers have none at first
-        return after or 0
-    if not _NUMBER.fullmatch(last_event_id):
-        detail = "the header Last-Event-ID: allowed is the number of an event"
-        raise BodyError(detail, (field_error("Last-Event-ID", last_event_id, "the number of an event"),))
-    return int(last_event_id)
+def _number(last_event_id: str, after: int) -> int:
+    return int(last_event_id) if last_event_id else after  # browsers have none at first
 
 
 @get("/v1/limits", operation_id="getLimits", tags=["limits"], summary="The limits: slots, who holds one, who waits")

@@ -168,7 +168,8 @@ def _content(kind: Any) -> _Document:  # noqa: ANN401 - a type, or none
     if kind is None:
         return {}
     if kind is str:
-        return {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        event = {"id": {"type": "string"}, "event": {"enum": ["state", "progress", "end"]}, "data": {"type": "string"}}
+        return {"content": {"text/event-stream": {"schema": {"type": "object", "properties": event}}}}
     return {"content": {"application/json": {"schema": {"$ref": _REF.format(name=kind.__name__)}}}}
 
 
