@@ -122,6 +122,7 @@ class EngineKeeper:
         if self._starter is not None and catalogue is not None:
             self._starter.inner = CatalogueStarter(service, catalogue, engine)
         self._view.health.report("engine", "ok", "open")
+        self._view.health.report("journal", "ok", f"jobs are kept in {self._folder}")
 
     def _forget(self) -> None:
         self._open = False

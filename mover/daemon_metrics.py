@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,6 +23,8 @@ from mover.model import Progress, Stage
 
 if TYPE_CHECKING:
     from mover.daemon_jobs import QueueStatistics
+
+disable_created_metrics()
 
 __all__ = ["CONTENT_TYPE", "DaemonMetrics"]
 

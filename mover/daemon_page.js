@@ -72,13 +72,22 @@
     later(SLOW_MS);
   }
 
+  const bytes = (size) => {
+    let unit = 0;
+    for (; size >= 1024 && unit < 5; unit++) size /= 1024;
+    return `${size.toFixed(unit ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB", "PiB"][unit]}`;
+  };
+
   const move = (event) => {
     const { job_id: job, dataset } = JSON.parse(event.data);
     if (!dataset) return;
     for (const bar of document.querySelectorAll("progress[data-job]")) {
       if (bar.dataset.job !== job || bar.dataset.dataset !== dataset.dataset_id) continue;
       if (bar.dataset.stage !== dataset.stage) later(QUICK_MS);
-      else if (dataset.total_bytes) bar.value = dataset.done_bytes / dataset.total_bytes;
+      else if (dataset.total_bytes) {
+        bar.value = dataset.done_bytes / dataset.total_bytes;
+        bar.nextElementSibling.textContent = `${bytes(dataset.done_bytes)} of ${bytes(dataset.total_bytes)}`;
+      }
     }
   };
 
