@@ -24,7 +24,7 @@ from mover.model import Progress, Stage
 if TYPE_CHECKING:
     from mover.daemon_jobs import QueueStatistics
 
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 __all__ = ["CONTENT_TYPE", "DaemonMetrics"]
 
