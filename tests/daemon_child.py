@@ -97,7 +97,7 @@ def _serve() -> None:
         if line.strip():
             pid = os.fork()
             if not pid:
-                _run(msgspec.json.decode(line, type=Life))
+                _run(msgspec.json.decode(line, type=Life, dec_hook=lambda kind, text: kind(text)))
             answer = pid
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -164,8 +164,9 @@ async def test_a_dataset_is_in_work_once_and_the_others_say_whom_they_wait_for(c
 
     async with open_service(config, steer=steer) as service:
         jobs = [
-            (await service.submit(JobOrder(kind, (DATASET,)), owner=owner))[0]
-            for kind, owner in (("archive", "a"), ("archive", "b"), ("verify", "c"))
+            (await service.submit(order(DATASET), owner="a"))[0],
+            (await service.submit(order(DATASET), owner="b"))[0],
+            (await service.submit(order(DATASET, kind="verify"), owner="c"))[0],
         ]
         await until(lambda: service.statistics().waiting == 2)
         waiting = await service.job(jobs[1].id)
