@@ -35,7 +35,12 @@ REGISTRY_SECRETS: Final = ("github-openem-username", "github-openem-access-token
 REGISTRY_BLOCK: Final = "github-openem"
 """Name of the block in which docker workers look for that account."""
 
-_REGISTRY_REFERENCE: Final = f"{{{{ prefect.blocks.docker-registry-credentials.{REGISTRY_BLOCK} }}}}"
+_REGISTRY_VARIABLE: Final = {
+    "title": "Registry credentials",
+    "type": "string",  # the worker puts the block in its place; the server takes it for a text
+    "default": f"{{{{ prefect.blocks.docker-registry-credentials.{REGISTRY_BLOCK} }}}}",
+    "description": "Block with the account that the image is pulled with.",
+}
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -199,11 +204,17 @@ def _registry_change(registry: Registry, there: Registry | None) -> Change:
 
 
 def _referring(pool: Pool) -> Pool:
-    """The pool, whose workers log in to the registry before they pull; no deployment of flows can change that."""
-    if pool.type != "docker" or pool.base_job_template is None:
+    """The pool, whose workers log in to the registry before they pull."""
+    template = pool.base_job_template
+    if pool.type != "docker" or template is None:
         return pool
-    configuration = {**pool.base_job_template["job_configuration"], "registry_credentials": _REGISTRY_REFERENCE}
-    return pool._replace(base_job_template={**pool.base_job_template, "job_configuration": configuration})
+    name = "registry_credentials"
+    variables = template["variables"]
+    changed = {
+        "job_configuration": {**template["job_configuration"], name: f"{{{{ {name} }}}}"},
+        "variables": {**variables, "properties": {**variables["properties"], name: _REGISTRY_VARIABLE}},
+    }
+    return pool._replace(base_job_template={**template, **changed})
 
 
 def _pools(wanted: Wanted, found: Found, *, with_registry: bool) -> Iterator[Change]:

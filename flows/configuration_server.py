@@ -198,7 +198,7 @@ async def _write_limit(client: PrefectClient, name: str, limit: Limit) -> None:
 
 
 async def _write_registry(client: PrefectClient, name: str, registry: Registry) -> None:
-    from prefect_docker import DockerRegistryCredentials  # type: ignore[import-untyped]
+    from prefect_docker import DockerRegistryCredentials
 
     block = DockerRegistryCredentials(
         username=registry.username.reveal(),
