@@ -7,6 +7,7 @@ stands, and withholds the sign of life that the service manager waits for: it re
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -132,7 +133,8 @@ class LoopWatchdog:
         stack = traceback.extract_stack(frame) if frame is not None else traceback.StackSummary()
         self._blocked += 1
         self._last_blocked_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._last_blocked_in = f"{stack[-1].name} ({stack[-1].filename}:{stack[-1].lineno})" if stack else ""
+        ours = [entry for entry in stack if f"{os.sep}mover{os.sep}" in entry.filename] or list(stack)
+        self._last_blocked_in = f"{ours[-1].name} ({ours[-1].filename}:{ours[-1].lineno})" if ours else ""
         _log.error(
             "the event loop is blocked: no sign of life for %.1f s; it stands in\n%s",
             silent_s,
