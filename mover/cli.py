@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 
 import typer
 
-from mover.cli_serve import app
+from mover.cli_jobs_commands import app
 
 __all__ = ["hoisted", "main"]
 
 _USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]  # what every mistake in arguments derives from
 _FLAGS = frozenset({"--json", "--verbose", "-v"})
-_VALUED = frozenset({"--config", "--set"})
+_VALUED = frozenset({"--config", "--set", "--url"})
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

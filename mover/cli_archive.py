@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
+from mover import cli_remote
 from mover.cli_estimate import Forecast, Rates, forecast
+from mover.cli_outcomes import planned, worked
 from mover.cli_run import Outcome, Session, each_dataset
-from mover.cli_tables import print_plan, print_run, print_table
+from mover.cli_tables import print_table
 from mover.engine import Engine
 from mover.errors import DatasetNotFoundError
 from mover.model import DatasetPlan, ManifestMember, Progress, Stage
@@ -46,41 +48,26 @@ async def patiently(session: Session, dataset_id: str, wait_s: float, call: Call
 
 async def plan(session: Session, dataset_ids: Sequence[str], rates: Rates, *, members: bool) -> Outcome:
     """What archiving would write; nothing is changed."""
+    if session.remote:
+        if members:
+            cli_remote.refuse_here("a list of members")
+        return await cli_remote.plan(session, dataset_ids, rates)
     async with open_engine(session) as engine:
 
         async def work(dataset_id: str) -> tuple[DatasetPlan, Forecast]:
-            planned = await engine.plan(dataset_id)
+            found = await engine.plan(dataset_id)
             percentage = session.settings.lts_free_space_percentage
-            return planned, forecast(planned, await engine.space(), percentage, rates)
+            return found, forecast(found, await engine.space(), percentage, rates)
 
         results = await each_dataset(dataset_ids, work)
 
-    def show(console: Console) -> None:
-        for planned, expected in results.reports:
-            print_plan(console, planned, expected, members=members)
-
-    document = {"datasets": [_plan_document(*item, members=members) for item in results.reports]}
-    return Outcome(document, show, results.failures)
-
-
-def _plan_document(planned: DatasetPlan, expected: Forecast, *, members: bool) -> dict[str, Any]:
-    datablocks = [
-        {
-            "number": item.number,
-            "name": item.name,
-            "members": item.members if members else len(item.members),
-            "payload_bytes": item.payload_bytes,
-            "size_bytes": item.size_bytes,
-        }
-        for item in planned.datablocks
-    ]
-    document = {name: getattr(planned, name) for name in ("dataset_id", "fingerprint", "file_count")}
-    document |= {"payload_bytes": planned.payload_bytes, "size_bytes": planned.size_bytes}
-    return document | {"anomalies": planned.anomalies, "datablocks": datablocks, "forecast": expected}
+    return planned(results.reports, results.failures, members=members)
 
 
 async def archive(session: Session, dataset_ids: Sequence[str], *, release_source: bool, wait_s: float) -> Outcome:
     """Archives datasets side by side."""
+    if session.remote:
+        return await cli_remote.archive(session, dataset_ids, release_source=release_source)
     async with open_engine(session) as engine:
 
         async def work(dataset_id: str) -> ArchiveReport:
@@ -90,16 +77,15 @@ async def archive(session: Session, dataset_ids: Sequence[str], *, release_sourc
 
         results = await each_dataset(dataset_ids, work)
 
-    def show(console: Console) -> None:
-        for report in results.reports:
-            print_run(console, report)
-        _print_summary(console, len(results.done), len(results.failed), "archived")
-
-    return Outcome({"datasets": results.reports}, show, results.failures)
+    return worked(results.reports, results.failures, "archived")
 
 
 async def verify(session: Session, dataset_ids: Sequence[str], level: _VerifyLevel, *, dry_run: bool) -> Outcome:
     """Compares datablocks with their manifests; reads only."""
+    if session.remote:
+        if dry_run:
+            cli_remote.refuse_here("--dry-run of verify")
+        return await cli_remote.verify(session, dataset_ids, level)
     async with open_engine(session) as engine:
         if dry_run:
             return await _would_read(engine, dataset_ids)
@@ -109,12 +95,7 @@ async def verify(session: Session, dataset_ids: Sequence[str], level: _VerifyLev
 
         results = await each_dataset(dataset_ids, work)
 
-    def show(console: Console) -> None:
-        for report in results.reports:
-            print_run(console, report)
-        _print_summary(console, len(results.done), len(results.failed), "verified")
-
-    return Outcome({"datasets": results.reports}, show, results.failures)
+    return worked(results.reports, results.failures, "verified")
 
 
 class _Extent(msgspec.Struct):
@@ -159,6 +140,8 @@ def _dry_run(extents: list[_Extent], words: str, failures: tuple[tuple[str, Exce
 
 async def repair(session: Session, dataset_id: str, number: int, *, wait_s: float, dry_run: bool) -> Outcome:
     """Rebuilds one datablock."""
+    if session.options.url:
+        cli_remote.refuse_here("repair")
     async with open_engine(session) as engine:
         if dry_run:
             return _dry_run(await _extents(engine, dataset_id, number), "would be rebuilt")
@@ -174,8 +157,3 @@ def _print_repair(console: Console, dataset_id: str, report: DatablockReport) ->
     columns = ("datablock", ">members", ">size", "outcome", "evidence", "digest")
     row = (report.name, f"{report.members:,}", f"{report.size_bytes:,}", "rebuilt", report.evidence, report.digest)
     print_table(console, dataset_id, columns, [row])
-
-
-def _print_summary(console: Console, done: int, failed: int, word: str) -> None:
-    if done + failed > 1:
-        console.print(f"{done:,} of {done + failed:,} dataset(s) {word}" + (f", {failed:,} failed" if failed else ""))

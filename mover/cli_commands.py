@@ -22,6 +22,7 @@ from mover.cli_options import (
     Members,
     MoveRate,
     Script,
+    Url,
     Verbose,
     VerifyRate,
     Wait,
@@ -36,6 +37,7 @@ __all__ = [
     "config",
     "demo",
     "doctor",
+    "execute_command",
     "ls",
     "options",
     "plan",
@@ -72,6 +74,7 @@ def options(
     *,
     config: ConfigFile = None,
     assignments: Assignments = None,
+    url: Url = "",
     json: Json = False,
     verbose: Verbose = False,
     version: Annotated[  # noqa: ARG001 - eager
@@ -79,19 +82,19 @@ def options(
     ] = False,
 ) -> None:
     """Takes the options that all commands have; the application's own help replaces this text."""
-    context.obj = (config, tuple(assignments or ()), json, verbose)
+    context.obj = (config, tuple(assignments or ()), json, verbose, url)
 
 
 def _options(context: typer.Context) -> Options:
     from mover.cli_run import Options
 
-    config, assignments, json, verbose = context.obj
-    return Options(config, assignments, json, verbose)
+    return Options(*context.obj)
 
 
-def _execute(
+def execute_command(
     context: typer.Context, work: Callable[[Session], Awaitable[Outcome]], *, steps_only: bool = False
 ) -> NoReturn:
+    """Runs the work of a command, and ends with its exit code."""
     from mover.cli_run import execute
 
     raise typer.Exit(execute(_options(context), work, quiet=steps_only))
@@ -115,7 +118,7 @@ def plan(
         rates = Rates(move_bytes_per_s=move_rate * 1e6, verify_bytes_per_s=verify_rate * 1e6)
         return await cli_archive.plan(session, dataset_ids, rates, members=members)
 
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -139,7 +142,7 @@ def archive(
             return await cli_archive.plan(session, dataset_ids, Rates(), members=False)
         return await cli_archive.archive(session, dataset_ids, release_source=release_source, wait_s=wait)
 
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -159,7 +162,7 @@ def verify(
 
         return await cli_archive.verify(session, dataset_ids, level.value, dry_run=dry_run)
 
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -188,7 +191,7 @@ def retrieve(
             dry_run=dry_run,
         )
 
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -207,7 +210,7 @@ def ls(
 
     if members and dataset_id is None:
         raise typer.BadParameter("--members needs a PID")  # noqa: TRY003 - said by typer, beside the usage
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -226,7 +229,7 @@ def repair(
 
         return await cli_archive.repair(session, dataset_id, datablock, wait_s=wait, dry_run=dry_run)
 
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -245,7 +248,7 @@ def doctor(
 
         return await cli_doctor.doctor(session, full=full, speed_mb=speed_mb)
 
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -261,7 +264,7 @@ def config(
 
         return await cli_config.config(session, check=check)
 
-    _execute(context, work)
+    execute_command(context, work)
 
 
 @app.command()
@@ -278,4 +281,4 @@ def demo(
 
         return await cli_demo.demo(session, folder, keep=keep)
 
-    _execute(context, work, steps_only=True)
+    execute_command(context, work, steps_only=True)

@@ -21,6 +21,7 @@ __all__ = [
     "Members",
     "MoveRate",
     "Script",
+    "Url",
     "Verbose",
     "VerifyRate",
     "Wait",
@@ -50,6 +51,10 @@ Members = Annotated[bool, typer.Option("--members", help="list the files, too")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file with settings")]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a setting, e.g. MOVER_BUFFER_MB=64")
+]
+Url = Annotated[
+    str,
+    typer.Option("--url", metavar="URL", help="let this daemon do it: http://host:8420 or unix:/path; or MOVER_URL"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="more about what happens; tracebacks")]

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import anyio.to_thread
 
+from mover import cli_remote
 from mover.cli_archive import open_engine, patiently
+from mover.cli_outcomes import retrieved
 from mover.cli_run import Outcome, Session
-from mover.cli_tables import print_listing, print_retrieval
+from mover.cli_tables import print_listing
 from mover.errors import UnknownFileError, UsageError
 from mover.model import ManifestMember
 from mover.reports import DatasetListing, RetrieveReport
@@ -39,6 +41,11 @@ async def retrieve(
     dry_run: bool,
 ) -> Outcome:
     """Brings a dataset back; its links are the result."""
+    if session.remote:
+        if dry_run:
+            cli_remote.refuse_here("--dry-run of retrieve")
+        report = await cli_remote.retrieve(session, dataset_id, files=files, form=form)
+        return await _with_script(report, script)
     async with open_engine(session) as engine:
         if dry_run:
             selection = Selection(files)
@@ -49,23 +56,13 @@ async def retrieve(
         report = await patiently(
             session, dataset_id, wait_s, lambda: engine.retrieve(dataset_id, files=files, form=form)
         )
+    return await _with_script(report, script)
+
+
+async def _with_script(report: RetrieveReport, script: Path | None) -> Outcome:
     if script is not None:
         await anyio.to_thread.run_sync(write_secret, script, report.script.encode())
-    return Outcome({"dataset": report}, lambda _: _show_links(report, script))
-
-
-def _show_links(report: RetrieveReport, script: Path | None) -> None:
-    """Links on stdout, one a line, for programs; everything else beside them."""
-    from rich.console import Console
-
-    beside = Console(
-        stderr=True, markup=False, emoji=False, highlight=False, width=None if sys.stderr.isatty() else 200
-    )
-    print_retrieval(beside, report)
-    if script is not None:
-        beside.print(f"  the download script is {script} (run it with sh; it holds the links, so keep it to yourself)")
-    for item in report.objects:
-        sys.stdout.write(f"{item.url}\n")
+    return retrieved(report, script)
 
 
 def _would_retrieve(
@@ -105,6 +102,8 @@ def write_secret(path: Path, content: bytes) -> None:
 
 async def ls(session: Session, dataset_id: str | None, *, members: bool) -> Outcome:
     """What is on the LTS."""
+    if session.options.url:
+        cli_remote.refuse_here("ls")
     async with open_engine(session) as engine:
         if dataset_id is not None and members:
             found = [item async for item in engine.members(dataset_id)]

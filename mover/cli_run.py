@@ -50,12 +50,16 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class Options(msgspec.Struct, frozen=True):
-    """The options that every command has. ``assignments`` are the ``NAME=VALUE`` of ``--set``."""
+    """The options that every command has. ``assignments`` are the ``NAME=VALUE`` of ``--set``.
+
+    ``url`` is the daemon that is to do the work, '' for the one that MOVER_URL names, if any.
+    """
 
     config: Path | None = None
     assignments: tuple[str, ...] = ()
     json: bool = False
     verbose: bool = False
+    url: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -68,11 +72,27 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """One command under way; ``settings`` are the effective ones, ``display`` is told the progress."""
+    """One command under way; ``settings`` are the effective ones, ``display`` is told the progress.
+
+    ``on_interrupt``: what is said to somebody who interrupts it.
+    """
 
     def __init__(self, options: Options, settings: Settings, display: Display) -> None:
         self.options, self.settings, self.display = options, settings, display
         self.interrupted = False
+        self.on_interrupt = INTERRUPTED
+
+    @property
+    def remote(self) -> bool:
+        """Whether a daemon does the work that it offers."""
+        return bool(self.options.url or os.environ.get("MOVER_URL"))
+
+    @property
+    def daemon_url(self) -> str:
+        """The daemon that was named, or the one of this host."""
+        host = self.settings.mover_host
+        here = f"http://{f'[{host}]' if ':' in host else host}:{self.settings.mover_port}"
+        return self.options.url or os.environ.get("MOVER_URL") or here
 
 
 class Results(Generic[T]):
@@ -134,15 +154,15 @@ def execute(options: Options, work: Callable[[Session], Awaitable[Outcome]], *, 
         secrets = _secrets(settings)
         session = Session(options, settings, open_display(quiet=(options.json or quiet) and not options.verbose))
         outcome = anyio.run(_supervise, session, work, backend_options={"use_uvloop": True})
-        return _interrupted(options) if outcome is None else _tell(options, outcome, secrets)
+        return _interrupted(options, session.on_interrupt) if outcome is None else _tell(options, outcome, secrets)
     except KeyboardInterrupt:
-        return _interrupted(options)
+        return _interrupted(options, session.on_interrupt if session is not None else INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: no second complaint
         return ExitCode.SYSTEM
     except Exception as error:  # noqa: BLE001 - the last stop: every failure becomes a line and an exit code
         if session is not None and session.interrupted:
-            return _interrupted(options)
+            return _interrupted(options, session.on_interrupt)
         return report_error(options, error, secrets)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -244,11 +264,11 @@ def print_usage_document(message: str) -> None:
     _print_document({"error": ErrorRecord("UsageError", message, ExitCode.USAGE, retryable=False, fault=Fault.USER)})
 
 
-def _interrupted(options: Options) -> int:
-    print(f"mover: {INTERRUPTED}", file=sys.stderr)  # noqa: T201
+def _interrupted(options: Options, text: str) -> int:
+    print(f"mover: {text}", file=sys.stderr)  # noqa: T201
     if options.json:
         _print_document(
-            {"error": ErrorRecord("Interrupted", INTERRUPTED, ExitCode.INTERRUPTED, retryable=True, fault=Fault.USER)}
+            {"error": ErrorRecord("Interrupted", text, ExitCode.INTERRUPTED, retryable=True, fault=Fault.USER)}
         )
     return ExitCode.INTERRUPTED
 

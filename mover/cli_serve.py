@@ -20,8 +20,7 @@ def serve(context: typer.Context) -> None:
     from mover.cli_daemon import run_daemon
     from mover.cli_run import Options
 
-    config, assignments, json, verbose = context.obj
-    raise typer.Exit(run_daemon(Options(config, assignments, json, verbose)))
+    raise typer.Exit(run_daemon(Options(*context.obj)))
 
 
 @app.command()
@@ -34,5 +33,5 @@ def health(
     """Ask a daemon whether it is alive: exit code 0 or 1. It is that of MOVER_URL, or of this host."""
     from mover.cli_health import ask
 
-    config, assignments, json, _ = context.obj
+    config, assignments, json, *_ = context.obj
     raise typer.Exit(ask(config, assignments, ready=ready, json=json, timeout_s=timeout_s))
