@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 
-from flows.deploy import DeploymentError, deploy
+from flows.deploy import RECONCILIATION, DeploymentError, deploy
 from flows.deploy_steps import PREFECT_FILE, runtime
 from flows.server_settings import FLOW_SETTINGS
 from mover.errors import ConfigError
@@ -95,6 +98,20 @@ async def test_the_project_deploys_all_flows_and_a_second_time_changes_nothing(c
     assert lines[-1].startswith("unchanged")
     second = {item.name: item.id for item in await client.read_deployments() if item.name in ENTRYPOINTS}
     assert second == {name: item.id for name, item in first.items()}
+
+
+@pytest.mark.slow
+async def test_the_server_makes_runs_of_the_schedule(client: PrefectClient) -> None:
+    await deploy(FILE)
+    reconciliation = next(item for item in await client.read_deployments() if item.name == RECONCILIATION)
+    theirs = DeploymentFilter(id=DeploymentFilterId(any_=[reconciliation.id]))
+    runs: list[FlowRun] = []
+    with anyio.fail_after(90):  # the server looks at new schedules every few seconds
+        while not runs:
+            await anyio.sleep(0.5)
+            runs = [run for run in await client.read_flow_runs(deployment_filter=theirs) if run.auto_scheduled]
+    times = sorted(run.expected_start_time for run in runs if run.expected_start_time is not None)
+    assert {(later - earlier).total_seconds() for earlier, later in pairwise(times)} == {300}
 
 
 @pytest.mark.parametrize("name", ["ARCHIVAL_WORK_POOL", "FLOWS_DIRECTORY"])
