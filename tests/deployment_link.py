@@ -1,9 +1,9 @@
-"""A slow link to an S3 server, run in a container between the flow runs and the server: ``deployment_link.py HOST PORT``.
+"""A slow link to an S3 server, in a container between flow runs and the server: ``deployment_link.py HOST PORT``.
 
 Needs nothing but anyio, so that the deployment's own image runs it. It is steered by files in ``/control``:
 ``rules.json`` is read again whenever it changes; every request is a line of ``seen.jsonl`` before it is passed on.
-A reply that ``held`` names (a part of ``GET /bucket/key bytes=0-9``) begins, then comes at a KiB a second until it is held
-no more. ``Host`` is kept, so that signatures hold.
+A reply of a MiB and more takes ``reply_s`` seconds. One that ``held`` names (a part of ``GET /bucket/key bytes=0-9``)
+comes at a KiB a second until it is held no more. ``Host`` is kept, so that signatures hold.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ CONTROL: Final = Path("/control")
 _PORT: Final = 9000
 _HEAD_BYTES: Final = 64 << 10
 _PIECE_BYTES: Final = 64 << 10
+_SLOW_BYTES: Final = 1 << 20
 _DRIP_BYTES: Final = 1 << 10
 _DRIP_S: Final = 1.0
 _LOOK_S: Final = 0.05
-_BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, anyio.IncompleteRead, OSError)
+_BROKEN: Final = (
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    anyio.EndOfStream,
+    anyio.IncompleteRead,
+    OSError,
+)
 
 
 class Link:
@@ -36,7 +43,7 @@ class Link:
 
     def __init__(self, host: str, port: int, control: Path) -> None:
         self._host, self._port, self._control = host, port, control
-        self._rules: dict[str, Any] = {}
+        self._rules: dict[str, Any] = {"held": [], "reply_s": 0.0}
         self._changed = 0
 
     async def serve(self) -> None:
@@ -55,7 +62,7 @@ class Link:
             await anyio.sleep(_LOOK_S)
 
     def _is_held(self, what: str) -> bool:
-        return any(part in what for part in self._rules.get("held", []))
+        return any(part in what for part in self._rules["held"])
 
     async def _client(self, client: ByteStream) -> None:
         async with client:
@@ -88,28 +95,34 @@ class Link:
             return known
 
     async def _copy(self, source: BufferedByteReceiveStream, target: ByteStream, length: int, what: str) -> None:
-        """Passes ``length`` bytes on, all there are when it is negative; those of a reply (``what``) at the link's rate."""
+        """Passes ``length`` bytes on, all there are when it is negative; those of a reply as the rules say."""
+        if length > 0 and self._is_held(what):
+            # Taken from the server at once: it closes a connection that nobody reads from.
+            length -= await self._drip(await source.receive_exactly(length), target, what)
         left = length
         while left:
-            held = bool(what) and self._is_held(what)
-            most = _DRIP_BYTES if held else _PIECE_BYTES
             try:
-                piece = await source.receive(min(left, most) if left > 0 else most)
+                piece = await source.receive(min(left, _PIECE_BYTES) if left > 0 else _PIECE_BYTES)
             except anyio.EndOfStream:
                 if left < 0:
                     return
                 raise
             left -= len(piece) if left > 0 else 0
             await target.send(piece)
-            if held:
-                await self._held_for(_DRIP_S, what)
-            elif what and self._rules.get("bytes_per_s"):
-                await anyio.sleep(len(piece) / self._rules["bytes_per_s"])
+            if length >= _SLOW_BYTES:
+                await anyio.sleep(self._rules["reply_s"] * len(piece) / length)
 
-    async def _held_for(self, seconds: float, what: str) -> None:
-        until = anyio.current_time() + seconds
-        while anyio.current_time() < until and self._is_held(what):
-            await anyio.sleep(_LOOK_S)
+    async def _drip(self, body: bytes, target: ByteStream, what: str) -> int:
+        """Sends a held body, all that is left at once when it is let go; returns its length."""
+        sent = 0
+        while sent < len(body) and self._is_held(what):
+            await target.send(body[sent : sent + _DRIP_BYTES])
+            sent += _DRIP_BYTES
+            until = anyio.current_time() + _DRIP_S
+            while anyio.current_time() < until and self._is_held(what):  # noqa: ASYNC110 - a file says so
+                await anyio.sleep(_LOOK_S)
+        await target.send(body[sent:])
+        return len(body)
 
 
 def _parse(raw: bytes) -> tuple[str, dict[str, str]]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
-
-import pytest
 
 from mover.model import archive_id, raw_files_prefix
 from tests.datasets import random_bytes, upload
@@ -20,7 +17,7 @@ from tests.engines import read_tar
 from tests.flow_world import LIMITS, until
 from tests.servers import object_keys
 
-__all__ = ["HELD", "Facility", "Link", "linked"]
+__all__ = ["HELD", "LARGE", "MIB", "SMALL", "Facility", "Link", "linked"]
 
 MIB: Final = 1 << 20
 WINDOW_MIB: Final = 64
@@ -36,8 +33,12 @@ _DEPLOYMENTS: Final = {
     "retrieve": "retrieve_datasetlist/datasets_retrieval",
     "reconcile": "reconcile/reconciliation",
 }
-HELD: Final = f"large.bin bytes={WINDOW_MIB * MIB}-"
-"""The last window of the dataset of ``add_dataset``; its other windows are two files of a datablock and one of this."""
+SMALL: Final = {"frames/1.tif": 9 * MIB, "frames/2.tif": 9 * MIB, "frames/3.tif": 3 * MIB, "frames/4.tif": 3 * MIB + 1}
+LARGE: Final = {"frames/1.tif": 9 * MIB, "frames/2.tif": 9 * MIB, "large.bin": (WINDOW_MIB + 2) * MIB}
+"""Sizes of files in two datablocks of at most 20 MiB; the second one has two windows."""
+
+HELD: Final = ("frames/4.tif", f"large.bin bytes={WINDOW_MIB * MIB}-")
+"""The last windows of both kinds of dataset, as the link names their requests."""
 
 
 class Facility:
@@ -45,20 +46,15 @@ class Facility:
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
+        self.lts, self._scratch = deployment.volume("lts-mock-volume"), deployment.volume("scratch")
 
     # ------------------------------------------------------------------------------------------------------------- do
-    def add_dataset(self, dataset_id: str, files: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-        """Uploads a dataset and lists it in the catalogue. Without ``files``: two datablocks, of which the second is one
-        file of two windows."""
-        files = files or {
-            "frames/1.tif": random_bytes(4 * MIB, hash(dataset_id)),
-            "frames/2.tif": random_bytes(4 * MIB + 1, hash(dataset_id) + 1),
-            "large.bin": random_bytes((WINDOW_MIB + 3) * MIB, hash(dataset_id) + 2),
-        }
+    def add_dataset(self, dataset_id: str, sizes: Mapping[str, int] = SMALL) -> dict[str, bytes]:
+        """Uploads files of these sizes (bytes by path) and lists them in the catalogue; returns them."""
+        files = {path: random_bytes(size, hash(f"{dataset_id}/{path}")) for path, size in sizes.items()}
         upload(self.deployment.s3, "landingzone", files, dataset_id)
-        sizes = {path: len(body) for path, body in files.items()}
-        self.deployment.catalogue("POST", "/fake/datasets", {"pid": dataset_id, "files": sizes})
-        return dict(files)
+        self.deployment.catalogue("POST", "/fake/datasets", {"pid": dataset_id, "files": dict(sizes)})
+        return files
 
     def order(self, kind: str, dataset_ids: Sequence[str]) -> str:
         """A job in the catalogue and the flow run that its backend triggers; returns the job's id."""
@@ -125,11 +121,11 @@ class Facility:
 
     def folder(self, dataset_id: str) -> Path:
         """Where the datablocks of a dataset are."""
-        return (self.deployment.lts / archive_id(dataset_id, 1)).parent
+        return (self.lts / archive_id(dataset_id, 1)).parent
 
     def journal(self, dataset_id: str) -> Path:
         """Where the progress of a dataset is kept."""
-        return self.deployment.volume("scratch") / "journal" / quote(dataset_id, safe="")
+        return self._scratch / "journal" / quote(dataset_id, safe="")
 
     def half_moved(self, dataset_id: str) -> bool:
         """Whether one datablock is committed and one window of the second one is durable."""
@@ -209,7 +205,7 @@ class Link:
         self._deployment, self._folder = deployment, folder
         self._seen_from = 0
         folder.mkdir()
-        folder.chmod(0o777)  # noqa: S103 - another user writes to it from inside the container
+        folder.chmod(0o777)
         (folder / "seen.jsonl").touch()
         (folder / "seen.jsonl").chmod(0o666)
         self.set()
@@ -229,10 +225,10 @@ class Link:
         """MINIO_ENDPOINT of flow runs."""
         return f"http://{self.name}:9000"
 
-    def set(self, *, held: Sequence[str] = (), bytes_per_s: int = 0) -> None:
-        """The rate of each reply (0: any), and what is held."""
+    def set(self, *, held: Sequence[str] = (), reply_s: float = 0.0) -> None:
+        """What is held, and how long each larger reply takes."""
         new = self._folder / "rules.new"
-        new.write_text(json.dumps({"held": list(held), "bytes_per_s": bytes_per_s}), encoding="utf-8")
+        new.write_text(json.dumps({"held": list(held), "reply_s": reply_s}), encoding="utf-8")
         new.chmod(0o644)
         new.rename(self._folder / "rules.json")
 

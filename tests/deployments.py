@@ -2,8 +2,8 @@
 
 ``docker_deployment`` is one for the session: a fresh clone of the repository, brought up by the commands of the README
 under a project name, with ports and secrets of its own, and removed with its volumes at the end. The build cache stays.
-Tests leave it up and healthy; those that take it down bring it up again. ``MOVER_TEST_DEPLOYMENT=<folder>`` keeps it, with
-its clone in that folder, and takes it again the next time.
+Tests leave it up and healthy; those that take it down bring it up again.
+``MOVER_TEST_DEPLOYMENT=<folder>`` keeps it, with its clone in that folder, and takes it again the next time.
 
 Tests with the mark ``docker`` need an engine that answers, compose, git, and root, who sees into volumes and processes.
 Where Docker is installed and ``CI`` is set they fail without; otherwise they are left out with a line that says why.
@@ -94,7 +94,9 @@ class Deployment:
             timeout=_TIMEOUT_S,
         )
         if check and done.returncode:
-            pytest.fail(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+            pytest.fail(
+                f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            )
         return done
 
     def clone(self) -> None:
@@ -158,11 +160,6 @@ class Deployment:
     def volume(self, name: str) -> Path:
         """The folder of a volume on this machine."""
         return Path(docker("volume", "inspect", "--format", "{{.Mountpoint}}", f"{self.project}_{name}"))
-
-    @property
-    def lts(self) -> Path:
-        """The long-term storage."""
-        return self.volume("lts-mock-volume")
 
     # -------------------------------------------------------------------------------------------------------- servers
     def secret(self, name: str) -> str:
