@@ -9,7 +9,6 @@ from typing import Any, Final
 from prefect.blocks.system import Secret as SecretBlock
 from prefect.client.orchestration import get_client
 
-from mover.errors import ConfigError
 from mover.settings import Settings, load_settings, setting_names
 from mover.settings_rules import Secret
 
@@ -33,8 +32,6 @@ async def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ConfigError: an unknown name, a value that is not allowed, or a file that cannot be read.
     """
     env = os.environ if environ is None else environ
-    if "MOVER_URL" in env:
-        raise ConfigError("MOVER_URL", env["MOVER_URL"], "no value: flows run the engine in their own process")
     variables = await _variables()
     for name, block in SECRET_BLOCKS.items():
         if name not in env and f"{name}_FILE" not in env:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import anyio.to_thread
 import msgspec
 
-from mover.api import DatasetView, JobEvent, JobOptions, JobOrder, JobView
+from mover.api import JobOptions, JobOrder, JobView
 from mover.api_client import DaemonClient, daemon_access
+from mover.api_engine import ProgressTeller, plan_of
 from mover.api_problems import failure_error
 from mover.cli_estimate import Forecast, Rates, forecast
 from mover.cli_outcomes import planned, worked
 from mover.cli_run import Outcome, Results, Session
 from mover.errors import DaemonTransientError, MoverError, UsageError
-from mover.model import Anomaly, Datablock, DatasetPlan, Member, Progress, Stage
+from mover.model import DatasetPlan
 from mover.policies.space import SpaceReading
 from mover.reports import ArchiveReport, RetrieveReport, VerifyReport
-
-if TYPE_CHECKING:
-    from mover.progress import Display
 
 __all__ = ["archive", "follow_job", "open_daemon", "plan", "refuse_here", "retrieve", "verify"]
 
@@ -31,9 +29,6 @@ _ONLY_HERE: Final = "{} is not offered by the daemon; run it on the daemon's hos
 _GOES_ON: Final = (
     "no longer followed; job {0} goes on in the daemon: `mover jobs {0}` shows it, `mover jobs cancel {0}` ends it"
 )
-_PAYLOAD: Final = frozenset({Stage.STAGE, Stage.MOVE, Stage.VERIFY, Stage.RECALL, Stage.RETRIEVE})
-_STAGES: Final = {str(stage): stage for stage in Stage}
-_MEMBER: Final = Member("", 0, "", 0, 0, 0)  # in the place of each; the daemon tells how many there are
 
 
 def refuse_here(what: str) -> None:
@@ -87,22 +82,11 @@ async def plan(session: Session, dataset_ids: Sequence[str], rates: Rates) -> Ou
         if dataset.report is None:
             results.failed[dataset.dataset_id] = failure_error(dataset)
         else:
-            told = _plan_of(dataset.report)
+            told = plan_of(dataset.report)
             space = msgspec.convert(dataset.report["space"], SpaceReading)
             percentage = session.settings.lts_free_space_percentage
             results.done[dataset.dataset_id] = (told, forecast(told, space, percentage, rates))
     return planned(results.reports, results.failures, members=False)
-
-
-def _plan_of(report: dict[str, Any]) -> DatasetPlan:
-    dataset_id = report["dataset_id"]
-    datablocks = tuple(
-        Datablock(dataset_id, item["number"], (_MEMBER,) * item["members"], item["payload_bytes"], item["size_bytes"])
-        for item in report["datablocks"]
-    )
-    numbers = {name: report[name] for name in ("fingerprint", "file_count", "payload_bytes", "size_bytes")}
-    anomalies = msgspec.convert(report["anomalies"], tuple[Anomaly, ...])
-    return DatasetPlan(dataset_id, datablocks, anomalies=anomalies, **numbers)
 
 
 async def _run(session: Session, order: JobOrder) -> JobView:
@@ -119,7 +103,7 @@ async def follow_job(session: Session, client: DaemonClient, job_id: str) -> Job
         MoverError: the daemon stays away, or knows no such job; the job goes on, if there is one.
     """
     session.on_interrupt = _GOES_ON.format(job_id)
-    shown = _Shown(session.display)
+    shown = ProgressTeller(session.display.tell)
 
     def on_pause(error: MoverError) -> None:
         session.display.note(f"{error}; trying to follow the job again")
@@ -132,38 +116,6 @@ async def follow_job(session: Session, client: DaemonClient, job_id: str) -> Job
     except DaemonTransientError as error:
         error.add_note(session.on_interrupt)
         raise
-
-
-class _Shown:
-    """Makes the engine's events of the daemon's."""
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-        self._seen: set[tuple[str, int, Stage]] = set()
-
-    def tell(self, event: JobEvent) -> None:
-        """One event of the job."""
-        if event.type == "progress" and event.dataset is not None:
-            self._tell_progress(event.dataset)
-        elif event.transition is not None and event.transition.dataset_id and event.transition.state == "waiting":
-            told = event.transition
-            self._display.tell(Progress(told.dataset_id, Stage.LOCK, "waiting", reason=told.reason))
-
-    def _tell_progress(self, view: DatasetView) -> None:
-        stage = _STAGES.get(view.stage)
-        if stage is None:
-            return
-        key = (view.dataset_id, view.datablock, stage)
-        state: Literal["started", "progress", "waiting", "finished"] = "progress"
-        if view.state == "waiting":
-            state = "waiting"
-        elif key not in self._seen:
-            self._seen.add(key)
-            self._display.tell(Progress(view.dataset_id, stage, "started", view.datablock, 0, view.total_bytes))
-        if state == "progress" and view.done_bytes == view.total_bytes and stage in _PAYLOAD:
-            state = "finished"
-        amounts = (view.done_bytes, view.total_bytes)
-        self._display.tell(Progress(view.dataset_id, stage, state, view.datablock, *amounts, view.reason))
 
 
 def _reports(job: JobView, kind: type[T]) -> tuple[Results[T], list[str]]:

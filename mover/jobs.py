@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
 from mover.catalogue import CatalogueJob, JobCatalogue, JobDataset, Lifecycle
-from mover.engine import Engine
 from mover.errors import (
     DatasetBusyError,
     JobFinishedError,
@@ -36,7 +35,7 @@ from mover.jobs_result import archived_outcome, retrieved_outcome
 from mover.policies.busy import while_busy
 from mover.reports import ArchiveReport, RetrieveReport
 
-__all__ = ["DatasetResult", "JobRunner", "merged_datasets", "tell", "update_job"]
+__all__ = ["DatasetEngine", "DatasetResult", "JobRunner", "merged_datasets", "tell", "update_job"]
 
 R = TypeVar("R", ArchiveReport, RetrieveReport)
 
@@ -53,6 +52,20 @@ class DatasetResult(msgspec.Struct, Generic[R], frozen=True):
     error: MoverError | None = None
 
 
+class DatasetEngine(Protocol):
+    """What a job needs of an engine: this process's, or one that is elsewhere."""
+
+    async def archive(self, dataset_id: str, *, release_source: bool = False) -> ArchiveReport:
+        """See ``Engine.archive``."""
+        ...
+
+    async def retrieve(
+        self, dataset_id: str, *, files: Sequence[str] = (), form: Literal["datablocks", "files"] = "datablocks"
+    ) -> RetrieveReport:
+        """See ``Engine.retrieve``."""
+        ...
+
+
 class JobRunner:
     """Runs the datasets of jobs in an engine and keeps the catalogue's books.
 
@@ -61,7 +74,7 @@ class JobRunner:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: DatasetEngine,
         catalogue: JobCatalogue,
         *,
         patience_s: float = _PATIENCE_S,

@@ -67,10 +67,3 @@ async def test_a_wrong_value_in_a_variable_is_named_with_what_is_allowed() -> No
     assert caught.value.key == "LTS_FREE_SPACE_PERCENTAGE"
     assert "half of it" in str(caught.value)
     assert "prefect variable" in str(caught.value)
-
-
-async def test_the_address_of_a_daemon_is_refused_rather_than_ignored() -> None:
-    from flows.settings import read_settings
-
-    with pytest.raises(ConfigError, match="MOVER_URL"):
-        await read_settings({"MOVER_URL": "http://mover:8420"})
