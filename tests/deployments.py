@@ -53,11 +53,11 @@ class Deployment:
     """One project of compose, made from a clone in ``folder``."""
 
     def __init__(self, folder: Path, name: str = "", ports: Sequence[int] = ()) -> None:
-        """``name``, ``ports`` (of proxy, S3 server and catalogue): those of one that is up already."""
+        """``name``, ``ports`` (of proxy, S3 server, catalogue and daemon): those of one that is up already."""
         name = name or f"mover-test-{uuid.uuid4().hex[:8]}"
         self.folder, self.project, self.network = folder, name, f"{name}-runtime"
-        self.ports = tuple(ports) or (free_port(), free_port(), free_port())
-        self.proxy_port, self.s3_port, self.scicat_port = self.ports
+        self.ports = tuple(ports) or (free_port(), free_port(), free_port(), free_port())
+        self.proxy_port, self.s3_port, self.scicat_port, self.mover_port = self.ports
         self.url = f"http://localhost:{self.proxy_port}"
         self.steps_s: dict[str, float] = {}
         """How long each command of ``up`` took, by its last words."""
@@ -69,6 +69,7 @@ class Deployment:
             "PROXY_PORT": str(self.proxy_port),
             "S3_PORT": str(self.s3_port),
             "SCICAT_PORT": str(self.scicat_port),
+            "MOVER_PORT": str(self.mover_port),
             "MOVER_TAG": name,  # an image that is there would not be built
         }
         self._catalogue_token = ""

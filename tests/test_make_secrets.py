@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NAMES = {
     *("postgresuser", "postgrespass", "prefectauth", "miniouser", "miniopass"),
-    *("scicatuser", "scicatpass", "movertoken"),
+    *("scicatuser", "scicatpass", "scicattrigger", "movertoken"),
 }
-RANDOM = ("postgrespass", "prefectauth", "miniopass", "scicatpass", "movertoken")
+RANDOM = ("postgrespass", "prefectauth", "miniopass", "scicatpass", "scicattrigger", "movertoken")
 NOBODY = 65534
 
 
@@ -53,6 +53,11 @@ def _run(project: Path, environ: Mapping[str, str] | None = None, *, user: int |
     return done.returncode, done.stdout, done.stderr
 
 
+def _random_part(text: str) -> str:
+    """Of the first line: the second one of movertoken is scicattrigger again."""
+    return text.splitlines()[0].rpartition(":")[2]
+
+
 def _secrets(project: Path) -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in (project / ".secrets").iterdir()}
 
@@ -72,8 +77,9 @@ def test_missing_secrets_are_created_for_their_owner_alone_and_not_shown(project
         assert text.endswith("\n")
         assert text.strip()
         assert f"created  .secrets/{name}.txt" in out
-    assert not any(secrets[name].strip().rpartition(":")[2] in out for name in RANDOM)
+    assert not any(_random_part(secrets[name]) in out for name in RANDOM)
     assert secrets["prefectauth"].startswith("admin:")
+    assert secrets["movertoken"].splitlines()[1] == f"scicat:operate:{secrets['scicattrigger'].strip()}"
 
 
 def test_random_values_differ_between_secrets_and_between_projects(tmp_path: Path) -> None:
@@ -82,7 +88,7 @@ def test_random_values_differ_between_secrets_and_between_projects(tmp_path: Pat
         project = _project(tmp_path / name)
         assert _run(project)[0] == 0
         secrets = _secrets(project)
-        values += [secrets[name].strip().rpartition(":")[2] for name in RANDOM]
+        values += [_random_part(secrets[name]) for name in RANDOM]
     assert len(set(values)) == len(values)
     assert min(map(len, values)) >= 32
 
