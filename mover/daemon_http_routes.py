@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from litestar import Request, Response, delete, get, patch, post
+from litestar.di import NamedDependency
 from litestar.exceptions import HTTPException
 from litestar.openapi import ResponseSpec
-from litestar.params import Dependency, Parameter
+from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 
 from mover.api import DatasetView, JobOrder, JobPage, JobState, JobView, LimitsChange, LimitsView
 from mover.daemon_http_access import Caller
@@ -23,27 +24,31 @@ T = TypeVar("T")
 _JSON: Final = "application/json"
 _KEY_FORM: Final = "1 to 255 printable ASCII characters without blanks"
 
-_Service = Annotated[JobService, Dependency(skip_validation=True)]
-_Streams = Annotated[Streams, Dependency(skip_validation=True)]
+_Service = NamedDependency[SkipValidation[JobService]]
+_Streams = NamedDependency[SkipValidation[Streams]]
 _Ask = Request[Any, Any, Any]
-_JobId = Annotated[str, Parameter(description="the job's id")]
-_DatasetId = Annotated[str, Parameter(min_length=1, max_length=1024, description="PID of a dataset, with its slash")]
-_OfDataset = Annotated[str, Parameter(max_length=1024, query="dataset_id", description="with this dataset; '': any")]
+_JobId = Annotated[str, PathParameter(description="the job's id")]
+_DatasetId = Annotated[
+    str, QueryParameter(min_length=1, max_length=1024, description="PID of a dataset, with its slash")
+]
+_OfDataset = Annotated[
+    str, QueryParameter(max_length=1024, name="dataset_id", description="with this dataset; '': any")
+]
 _Key = Annotated[
     str,
-    Parameter(
-        header="Idempotency-Key",
+    HeaderParameter(
+        name="Idempotency-Key",
         pattern=r"^[!-~]{0,255}$",
         description=f"the caller's own key of the order, {_KEY_FORM}: sent again with it, the order is the same job",
     ),
 ]
 _LastEventId = Annotated[
     str,
-    Parameter(
-        header="Last-Event-ID", pattern="^[0-9]{0,15}$", description="number of the last event that was received"
+    HeaderParameter(
+        name="Last-Event-ID", pattern="^[0-9]{0,15}$", description="number of the last event that was received"
     ),
 ]
-_After = Annotated[int, Parameter(ge=0, le=10**15 - 1, description="the same, for those who cannot send headers")]
+_After = Annotated[int, QueryParameter(ge=0, le=10**15 - 1, description="the same, for those who cannot send headers")]
 
 
 def caller_of(request: _Ask) -> Caller:
@@ -90,11 +95,11 @@ async def _submit(request: _Ask, service: _Service, idempotency_key_: _Key = "")
 @get("/v1/jobs", operation_id="listJobs", tags=["jobs"], summary="Jobs, newest first, without changes and reports")
 async def _list(
     service: _Service,
-    state_: Annotated[JobState | Literal[""], Parameter(query="state", description="in this state; '': any")] = "",
-    owner: Annotated[str, Parameter(description="on this account; '': any")] = "",
+    state_: Annotated[JobState | Literal[""], QueryParameter(name="state", description="in this state; '': any")] = "",
+    owner: Annotated[str, QueryParameter(description="on this account; '': any")] = "",
     of_dataset: _OfDataset = "",
-    before: Annotated[str, Parameter(description="`next` of the page before")] = "",
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    before: Annotated[str, QueryParameter(description="`next` of the page before")] = "",
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
 ) -> Response[bytes]:
     page: JobPage = await service.jobs(
         state=state_ or None, owner=owner or None, dataset_id=of_dataset or None, before=before, limit=limit

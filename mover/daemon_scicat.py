@@ -10,13 +10,14 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from litestar import Request, Response, post
-from litestar.params import Dependency
+from litestar.di import NamedDependency
+from litestar.params import SkipValidation
 
 from mover.daemon_http_bodies import BodyError, field_error
 from mover.daemon_prefect import check_job_id
@@ -150,7 +151,7 @@ class CatalogueTrigger:
     status_code=202,
 )
 async def _take(
-    request: Request[Any, Any, Any], scicat: Annotated[CatalogueTrigger, Dependency(skip_validation=True)]
+    request: Request[Any, Any, Any], scicat: NamedDependency[SkipValidation[CatalogueTrigger]]
 ) -> Response[bytes]:
     order = _read(await request.body())
     job_id = order.id or order.old_id
