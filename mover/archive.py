@@ -68,7 +68,7 @@ async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions
     """
     began = anyio.current_time()
     check_dataset_id(dataset_id)
-    begun_before = await parts.on_lts(parts.folder(dataset_id).path.exists)
+    begun_before = await parts.on_lts(parts.folder(dataset_id).exists)
     # A new dataset is planned before anything is written: a refused one leaves no trace on the LTS.
     plan = None if begun_before else await plan_source(parts, dataset_id)
     async with hold_dataset(parts, dataset_id) as folder:

@@ -16,7 +16,7 @@ from mover.api_problems import failure_error
 from mover.cli_estimate import Forecast, Rates, forecast
 from mover.cli_outcomes import planned, worked
 from mover.cli_run import Outcome, Results, Session
-from mover.errors import DaemonTransientError, MoverError, UsageError
+from mover.errors import DaemonTransientError, LtsError, MoverError, UsageError
 from mover.model import DatasetPlan
 from mover.policies.space import SpaceReading
 from mover.reports import ArchiveReport, RetrieveReport, VerifyReport
@@ -81,6 +81,9 @@ async def plan(session: Session, dataset_ids: Sequence[str], rates: Rates) -> Ou
     for dataset in job.datasets:
         if dataset.report is None:
             results.failed[dataset.dataset_id] = failure_error(dataset)
+        elif dataset.report["space"] is None:
+            reason = "it does not answer the daemon, so nobody knows what is free there"
+            results.failed[dataset.dataset_id] = LtsError("stat", "the LTS", reason)
         else:
             told = plan_of(dataset.report)
             space = msgspec.convert(dataset.report["space"], SpaceReading)

@@ -19,7 +19,7 @@ from mover.policies.space import SpaceReading
 from mover.scicat import SciCat, SciCatAccess
 from mover.shown import bytes_text
 from mover.streams.durable import write_file_durably
-from mover.streams.lts_mount import filesystem_of, free_space, probe_mount
+from mover.streams.lts_mount import filesystem_of, free_space, probe_mount, require_folder
 from mover.streams.s3_probe import S3Probe
 from mover.tasks import open_task_group
 
@@ -68,8 +68,7 @@ class LtsProbe:
 
     def check_mount(self) -> str:
         """The type of the file system; blocking.  Raises MissingMountError when it is another one than it was."""
-        if not self._root.is_dir():
-            raise MissingMountError(str(self._root))
+        require_folder(self._root)
         found = f"{filesystem_of(self._root) or 'an unknown file system'} of {_mount_point(self._root)}"
         try:
             expected = self._expected.read_text(encoding="utf-8").strip()

@@ -26,8 +26,8 @@ class PackedReport(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def plan_report(plan: DatasetPlan, space: SpaceReading) -> dict[str, Any]:
-    """A plan without its members, as ``mover plan --json`` has it, and the share as it is now."""
+def plan_report(plan: DatasetPlan, space: SpaceReading | None) -> dict[str, Any]:
+    """A plan without its members, as ``mover plan --json`` has it, and the share as it is now, if it tells."""
     datablocks = [
         {
             "number": item.number,

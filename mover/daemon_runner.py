@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
+import anyio
 import anyio.to_thread
 import msgspec
 
@@ -13,12 +15,14 @@ from mover.cli_errors import plain_error, record_of
 from mover.daemon_book import Item
 from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
 from mover.engine import Engine
-from mover.errors import DatasetBusyError, MoverError
+from mover.errors import DatasetBusyError, LtsError, MoverError
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
+from mover.policies.space import SpaceReading
 
 __all__ = ["EngineRunner", "Result", "Runner", "after_error", "failure_of"]
 
+_SPACE_S: Final = 5.0
 _SHORTEST_BUSY_S: Final = 2.0
 _LONGEST_BUSY_S: Final = 30.0
 
@@ -63,7 +67,13 @@ class EngineRunner:
             case "verify":
                 return await engine.verify(dataset_id, level=options.level)
             case "plan":
-                return plan_report(await engine.plan(dataset_id), await engine.space())
+                return plan_report(await engine.plan(dataset_id), await self._space())
+
+    async def _space(self) -> SpaceReading | None:
+        """None when the share does not tell soon: a plan needs nothing else of it."""
+        with anyio.move_on_after(_SPACE_S), suppress(LtsError):
+            return await self._engine.space()
+        return None
 
 
 def after_error(

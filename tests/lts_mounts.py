@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -32,6 +33,32 @@ def small_mount(folder: Path, size: str = "8m") -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def hung_mount(folder: Path) -> Iterator[None]:
+    """Covers ``folder`` with a file system that never answers: FUSE, and nobody reads what the kernel asks.
+
+    At the end everybody who waits gets an error, and what was there before is there again.
+    """
+    try:
+        descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"/dev/fuse: {error.strerror}; needs root and Linux")
+    try:
+        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"hung", os.fsencode(folder), b"fuse", 0, options):
+            pytest.skip(f"mount of a FUSE: {os.strerror(ctypes.get_errno())}; needs root and Linux")
+        try:
+            yield
+        finally:
+            os.close(descriptor)  # which ends the connection
+            descriptor = -1
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from mover.errors import HostileNameError, LtsError, ManifestError, MissingMountError, WriteOnceError
+from mover.errors import HostileNameError, LtsError, ManifestError, WriteOnceError
 from mover.model import dataset_folder
 from mover.streams.durable import commit_in_place, make_folder_durably, write_file_durably
 from mover.streams.lts_lock import DatasetLock, lock_dataset
-from mover.streams.lts_mount import MountProfile, translate_lts
+from mover.streams.lts_mount import MountProfile, require_folder, translate_lts
 from mover.streams.lts_writer import LtsWriter, find_temporaries, withdraw_file
 
 __all__ = ["LtsFolder", "list_datasets"]
@@ -204,9 +204,13 @@ class LtsFolder:
         """
         return lock_dataset(self.path, self.dataset_id, holder, self.profile)
 
+    def exists(self) -> bool:
+        """Whether there is such a folder. Blocking.  Raises LtsError."""
+        with translate_lts("stat", self.path):
+            return self.path.exists()
+
     def _require_root(self) -> None:
-        if not self.root.is_dir():
-            raise MissingMountError(str(self.root))
+        require_folder(self.root)
 
     def _datablock(self, name: str) -> Path:
         prefix = self.dataset_id.replace("/", "-")
@@ -255,8 +259,7 @@ def list_datasets(root: Path) -> Iterator[str]:
         MissingMountError: the root is missing.
         LtsError: the mount fails.
     """
-    if not root.is_dir():
-        raise MissingMountError(str(root))
+    require_folder(root)
     top = root / dataset_folder("")
     stack = [top]
     while stack:

@@ -27,6 +27,7 @@ __all__ = [
     "filesystem_of",
     "free_space",
     "probe_mount",
+    "require_folder",
     "translate_lts",
 ]
 
@@ -90,6 +91,18 @@ def _lts_error(error: OSError, op: str, path: Path, needed_bytes: int) -> MoverE
     return LtsError(op, str(path), f"{error.strerror or error} ({name})")
 
 
+def require_folder(root: Path) -> None:
+    """Looks whether ``root`` is there. Blocking.
+
+    Raises:
+        MissingMountError: it is no folder.
+        LtsError: the mount fails.
+    """
+    with translate_lts("stat", root):
+        if not root.is_dir():
+            raise MissingMountError(str(root))
+
+
 def free_space(root: Path, filesystem: str = "") -> SpaceReading:
     """Size of the share and what an unprivileged writer may still take. Blocking.
 
@@ -99,8 +112,7 @@ def free_space(root: Path, filesystem: str = "") -> SpaceReading:
         MissingMountError: ``root`` is no folder, or is on another type of file system.
         LtsError: the share does not answer.
     """
-    if not root.is_dir():
-        raise MissingMountError(str(root))
+    require_folder(root)
     if filesystem:
         with translate_lts("stat", root):
             found = filesystem_of(root)
@@ -142,8 +154,7 @@ def probe_mount(folder: Path) -> MountProfile:
         MissingMountError: ``folder`` is no folder.
         LtsError: the mount fails, or lets nobody write.
     """
-    if not folder.is_dir():
-        raise MissingMountError(str(folder))
+    require_folder(folder)
     probe, renamed = folder / _PROBE, folder / _RENAMED_PROBE
     filesystem, options = _mount_of(folder)
     with translate_lts("probe", probe):
