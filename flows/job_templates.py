@@ -45,6 +45,7 @@ def job_template(name: TemplateName) -> dict[str, Any]:
                 "com.docker.compose.project": "${RUNTIME_PROJECT}",
                 "com.docker.compose.service": "prefect-archival-worker",
                 "com.docker.compose.oneoff": "True",
+                "com.docker.compose.config-hash": "none",  # without one, `down` does not see the container
                 "org.mover.runtime": "${RUNTIME_PROJECT}",
             },
             "image_pull_policy": _PULL_POLICY[name],
