@@ -33,6 +33,7 @@ class Live:
         self.changes = 0  # how often it was shown to wait, and to go on
         self.advanced = False  # something was finished in this attempt: failures are counted afresh
         self.differs_since: float | None = None  # since when it waits and is not shown so, or the other way round
+        self.limit_wait = ""  # the slot that its next datablock waits for
         self._waits: dict[int, str] = {}
         self._active: set[int] = set()
 
@@ -53,9 +54,9 @@ class Live:
     @property
     def waits_for(self) -> str:
         """What all of it waits for; '' while some of it goes on."""
-        if self._active or not self._waits:
+        reasons = list(dict.fromkeys([*self._waits.values(), *([self.limit_wait] if self.limit_wait else [])]))
+        if self._active:
             return ""
-        reasons = list(dict.fromkeys(self._waits.values()))
         more = f" and {len(reasons) - _SHOWN_WAITS} more" if len(reasons) > _SHOWN_WAITS else ""
         return "; ".join(reasons[:_SHOWN_WAITS]) + more
 

@@ -93,7 +93,7 @@ class JobService:
                 progress.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=reason))
 
             told = CatalogueRunner(engine, catalogue, plain.pack, on_wait, store, ledger) if catalogue else None
-            rules = WorkRules(config.datasets_at_a_time, config.retry, config.busy_patience_s, rng)
+            rules = WorkRules(config.datasets_at_a_time, config.retry, config.busy_patience_s, rng, engine.limits)
             work = Work(ledger, rules, runner or plain, told)
             service = cls(engine, config, store, ledger, work)
             await service._take_up()

@@ -18,10 +18,12 @@ from mover.daemon_catalogue_runs import CatalogueRunner
 from mover.daemon_ledger import Entry, Ledger
 from mover.daemon_runner import Result, Runner, after_error, failure_of
 from mover.daemon_store_schema import ItemRow, JobRow
+from mover.daemon_waits import datablock_stem, limit_waits
 from mover.errors import ExitCode, MoverError
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.model import Progress
 from mover.policies.fairness import FairQueue
+from mover.policies.limits import LimitStatistics
 from mover.policies.retry import RetryPolicy
 from mover.tasks import open_task_group
 
@@ -38,12 +40,13 @@ _LANES: Final[tuple[str, ...]] = get_args(JobKind)
 
 
 class WorkRules(msgspec.Struct, frozen=True):
-    """How work is done; see ``JobServiceConfig``. ``rng`` is uniform in [0, 1)."""
+    """How work is done; see ``JobServiceConfig``. ``rng`` is uniform in [0, 1), ``limits`` are the engine's."""
 
     datasets_at_a_time: int
     retry: RetryPolicy
     busy_patience_s: float
     rng: Callable[[], float]
+    limits: Callable[[], Sequence[LimitStatistics]]
 
 
 class Work:
@@ -241,8 +244,10 @@ class Work:
         """Tells readers how work stands, a few times a second, and keeps what waits for long."""
         while True:
             await self._has_work.wait()
+            waits = limit_waits(self._rules.limits())
             for item in list(self.in_work.values()):
                 if item.live is not None and item.live.begun:
+                    item.live.limit_wait = waits.get(datablock_stem(item.dataset_id), "")
                     self._show_wait(item, item.live)
                     self._ledger.tell_progress(item)
             if not self.in_work:

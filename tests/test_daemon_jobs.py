@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from mover.api import JobOrder, LimitsChange
@@ -421,3 +422,38 @@ async def _expect_full(service: JobService) -> None:
         await service.submit(order(*(f"x/{number}" for number in range(5_000))), owner="ann")
     assert service.statistics().jobs == jobs_before
     assert [job.state for job in (await service.jobs()).jobs] == ["running"]
+
+
+async def test_what_waits_for_a_slot_says_for_which_and_who_has_it(config: EngineConfig) -> None:
+    async with open_service(config) as service:
+        limits = service._engine._parts.limits  # noqa: SLF001 - held as another dataset's datablock would
+        async with limits.move_to_lts.slot("x_1.tar"), limits.move_to_lts.slot("y_1.tar"):
+            job, _ = await service.submit(order(DATASET), owner="ann")
+            await until(lambda: service.statistics().waiting == 1)
+            view = await service.job(job.id)
+            reason = "a slot of MOVE_TO_LTS_LIMIT (held by x_1.tar, y_1.tar)"
+            assert (view.state, view.datasets[0].state, view.datasets[0].reason) == ("waiting", "waiting", reason)
+        done = await ended(service, job.id)
+        told = [item.state for item in done.transitions if item.dataset_id]
+        assert (told[:2], told[-1]) == (["running", "waiting"], "done")
+
+
+async def test_what_waits_for_space_says_so_holds_up_no_other_kind_and_can_be_cancelled(config: EngineConfig) -> None:
+    async with open_service(config) as service:
+        job, _ = await service.submit(order(DATASET), owner="ann")
+        await ended(service, job.id)
+    async with open_engine(config) as engine:
+        space = await engine.space()
+    floor_bytes = (space.free_bytes + space.total_bytes) / 2
+    full = msgspec.structs.replace(config, free_space_percentage=100 * floor_bytes / space.total_bytes)
+    async with open_service(full) as service:
+        job, _ = await service.submit(order(*OTHERS), owner="ann")
+        await until(lambda: service.statistics().waiting == 4)
+        view = await service.job(job.id)
+        reasons = {dataset.reason for dataset in view.datasets if dataset.state == "waiting"}
+        assert any(reason.startswith("the LTS lacks") for reason in reasons), reasons
+        assert any(reason.startswith("a slot of LTS_FREE_LIMIT") for reason in reasons), reasons
+        other, _ = await service.submit(order(DATASET, kind="verify"), owner="ann")
+        assert (await ended(service, other.id)).state == "done"
+        await service.cancel(job.id, who="bob")
+        assert (await ended(service, job.id)).state == "cancelled"

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from mover.daemon_book import Job, Tally, Update
 from mover.daemon_ids import JobIds
 from mover.daemon_store import Store
 from mover.daemon_store_rows import (
+    find_key,
     insert_job,
     read_items,
     read_job,
@@ -227,7 +229,8 @@ def _distinct_jobs(connection: sqlite3.Connection, table: str) -> int:
 async def test_a_page_of_50_000_jobs_is_read_from_indexes(tmp_path: Path) -> None:
     def fill(connection: sqlite3.Connection) -> None:
         for number in range(50_000):
-            insert_job(connection, new_job(f"{number:06}", f"d/{number % 500}", owner=f"o{number % 40}"))
+            job_id, dataset_id, owner = f"{number:06}", f"d/{number % 500}", f"o{number % 40}"
+            insert_job(connection, new_job(job_id, dataset_id, owner=owner, key=job_id))
 
     async with Store.open(tmp_path / "daemon") as store:
         await store.write(fill)
@@ -249,15 +252,24 @@ async def test_a_page_of_50_000_jobs_is_read_from_indexes(tmp_path: Path) -> Non
             plan = await store.read(partial(_plan_of, where=where))
             assert "SCAN" not in plan or not where
             assert "TEMP B-TREE" not in plan
+        assert "USING INDEX jobs_by_key" in await store.read(_plan_of_key)
+
+
+def _plan_of_key(connection: sqlite3.Connection) -> str:
+    return _plan(connection, lambda: find_key(connection, "o7", "000007", b"d/7"))
 
 
 def _plan_of(connection: sqlite3.Connection, where: tuple[tuple[str, str], ...]) -> str:
+    return _plan(connection, lambda: read_jobs(connection, where, "030000", 20, 10_000))
+
+
+def _plan(connection: sqlite3.Connection, ask: Callable[[], object]) -> str:
+    """How the first question is answered."""
     seen: list[str] = []
     connection.set_trace_callback(seen.append)
-    read_jobs(connection, where, "030000", 20, 10_000)
+    ask()
     connection.set_trace_callback(None)
-    listing = next(query for query in seen if "LIMIT" in query)
-    return "; ".join(str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {listing}"))
+    return "; ".join(str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {seen[0]}"))
 
 
 @pytest.mark.anyio

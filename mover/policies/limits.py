@@ -16,7 +16,8 @@ __all__ = ["Limit", "LimitStatistics", "Limits"]
 class LimitStatistics(msgspec.Struct, frozen=True):
     """A limit's state: its slots, who holds one, how many wait, and the most that were held at a time.
 
-    ``granted``: slots given so far, after ``waited_s`` seconds in sum; ``longest_wait_s``: of those that wait now.
+    ``granted``: slots given so far, after ``waited_s`` seconds in sum; ``longest_wait_s``: of those that wait now;
+    ``waiters``: who they are.
     """
 
     name: str
@@ -27,6 +28,7 @@ class LimitStatistics(msgspec.Struct, frozen=True):
     granted: int = 0
     waited_s: float = 0.0
     longest_wait_s: float = 0.0
+    waiters: tuple[str, ...] = ()
 
 
 class Limit:
@@ -40,16 +42,18 @@ class Limit:
         self._granted = 0
         self._waited_s = 0.0
         self._arrivals: dict[object, float] = {}
+        self._waiters: dict[object, str] = {}
 
     @asynccontextmanager
     async def slot(self, holder: str) -> AsyncIterator[None]:
         """Holds one slot inside the block; waits until one is free."""
         borrower = object()
         self._arrivals[borrower] = arrival = anyio.current_time()
+        self._waiters[borrower] = holder
         try:
             await self._limiter.acquire_on_behalf_of(borrower)
         finally:
-            del self._arrivals[borrower]
+            del self._arrivals[borrower], self._waiters[borrower]
         self._granted += 1
         self._waited_s += anyio.current_time() - arrival
         self._holders.append(holder)
@@ -76,6 +80,7 @@ class Limit:
             self._granted,
             self._waited_s,
             longest_wait_s,
+            tuple(self._waiters.values()),
         )
 
 
