@@ -2,7 +2,7 @@
 
 ``docker_deployment`` is one for the session: a fresh clone of the repository, brought up by the commands of the README
 under a project name, with ports and secrets of its own, and removed with its volumes at the end. The build cache stays.
-Tests leave it up and healthy; those that take it down bring it up again.
+Tests leave it up and healthy, but for the last one, which takes it away.
 ``MOVER_TEST_DEPLOYMENT=<folder>`` keeps it, with its clone in that folder, and takes it again the next time.
 
 Tests with the mark ``docker`` need an engine that answers, compose, git, and root, who sees into volumes and processes.

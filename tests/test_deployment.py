@@ -109,7 +109,7 @@ def facility(docker_deployment: Deployment) -> Facility:
     return Facility(docker_deployment)
 
 
-# ---------------------------------------------------------------------------------------------------------- what it does
+# -------------------------------------------------------------------------------------------------------- what it does
 def test_a_dataset_is_created_archived_retrieved_and_equal_in_ten_minutes_from_the_clone_on(
     docker_deployment: Deployment, trial: Trial
 ) -> None:
