@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -25,7 +26,6 @@ CATALOGUE_OWNER: Final = "scicat"
 """On whose account jobs of the catalogue run."""
 
 _KINDS: Final[tuple[JobKind, ...]] = ("archive", "retrieve")
-_TRIGGER_GRACE_S: Final = 60.0  # the catalogue's own trigger comes first
 _PAGES: Final = 20  # of older jobs of a dataset that are looked through for one of the catalogue's job
 _FATES: Final[dict[JobState, RunFate]] = {"done": "completed", "failed": "failed", "cancelled": "cancelled"}
 
@@ -35,14 +35,21 @@ _log = logging.getLogger(__name__)
 class CatalogueStarter:
     """Has jobs of the catalogue run by the daemon's own service; a ``Starter``.
 
-    ``release_source``: whether archived datasets leave the landing zone, as the flows have it.
+    ``release_source``: whether archived datasets leave the landing zone, as the flows have it. ``grace_s``: age from
+    which on a job that nobody told of is looked at; the catalogue's own trigger comes first.
     """
 
     def __init__(
-        self, service: JobService, catalogue: JobCatalogue, engine: Engine, *, release_source: bool = True
+        self,
+        service: JobService,
+        catalogue: JobCatalogue,
+        engine: Engine,
+        *,
+        release_source: bool = True,
+        grace_s: float = 60.0,
     ) -> None:
         self._service, self._catalogue, self._engine = service, catalogue, engine
-        self._release_source = release_source
+        self._release_source, self._grace_s = release_source, grace_s
 
     async def start(self, kind: JobKind, job_id: str) -> str:
         """See ``Starter``; returns the id of the daemon's job.
@@ -77,7 +84,7 @@ class CatalogueStarter:
         acted: list[str] = []
         for kind in _KINDS:
             async for job in self._catalogue.jobs([kind], [SUBMITTED, IN_PROGRESS]):
-                if _is_new(job):
+                if _age_s(job) < self._grace_s:
                     continue
                 try:
                     if await self._look_at(job, kind, take_over=False):
@@ -130,10 +137,11 @@ class CatalogueStarter:
         return found[::-1]
 
 
-def _is_new(job: CatalogueJob) -> bool:
+def _age_s(job: CatalogueJob) -> float:
+    """Seconds since somebody ordered it; endless for one that is in progress."""
     if job.status_code != SUBMITTED or not job.created_at:
-        return False
+        return math.inf
     try:
-        return (datetime.now(UTC) - datetime.fromisoformat(job.created_at)).total_seconds() < _TRIGGER_GRACE_S
+        return (datetime.now(UTC) - datetime.fromisoformat(job.created_at)).total_seconds()
     except (TypeError, ValueError):  # a time that is none, or none of a zone, does not keep the job waiting
-        return False
+        return math.inf
