@@ -191,10 +191,10 @@ async def _write_limit(client: PrefectClient, name: str, limit: Limit) -> None:
         "active": limit.active,
         "slot_decay_per_second": limit.slot_decay_per_second,
     }
-    try:
-        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **fields))
-    except ObjectAlreadyExists:
+    try:  # in this order: a limit that is there already is an error in the server's log
         await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**fields))
+    except ObjectNotFound:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **fields))
 
 
 async def _write_registry(client: PrefectClient, name: str, registry: Registry) -> None:
