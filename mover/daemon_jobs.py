@@ -88,11 +88,9 @@ class JobService:
         async with Store.open(config.folder) as store:
             ledger = Ledger(store, EventHub(), clock)
             plain = EngineRunner(engine, config.report_limit_bytes)
-
-            def on_wait(dataset_id: str, reason: str) -> None:
-                progress.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=reason))
-
-            told = CatalogueRunner(engine, catalogue, plain.pack, on_wait, store, ledger) if catalogue else None
+            told = (
+                CatalogueRunner(engine, catalogue, plain.pack, _waits(progress), store, ledger) if catalogue else None
+            )
             rules = WorkRules(config.datasets_at_a_time, config.retry, config.busy_patience_s, rng, engine.limits)
             work = Work(ledger, rules, runner or plain, told)
             service = cls(engine, config, store, ledger, work)
@@ -266,3 +264,8 @@ class JobService:
             except JournalError as error:
                 _log.warning("old jobs stay for now: %s", error)
             await anyio.sleep(_TRIM_EVERY_S)
+
+
+def _waits(progress: ProgressRelay) -> Callable[[str, str], None]:
+    """Tells of a dataset that waits for a run elsewhere, as the engine tells of other waits."""
+    return lambda dataset_id, reason: progress.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=reason))

@@ -9,8 +9,9 @@ import anyio
 import msgspec
 import pytest
 
-from mover.api import JobOrder, LimitsChange
+from mover.api import JobEvent, JobOrder, LimitsChange
 from mover.daemon_book import Item
+from mover.daemon_events import ProgressRelay
 from mover.daemon_jobs import JobService
 from mover.engine import Engine, EngineConfig
 from mover.errors import (
@@ -23,6 +24,7 @@ from mover.errors import (
     QueueFullError,
     UnknownJobError,
 )
+from mover.model import Progress, Stage
 from mover.parts import Buckets
 from tests.datasets import DATASET, make_config, open_engine, random_bytes, upload
 from tests.engines import expect_same_files
@@ -457,3 +459,34 @@ async def test_what_waits_for_space_says_so_holds_up_no_other_kind_and_can_be_ca
         assert (await ended(service, other.id)).state == "done"
         await service.cancel(job.id, who="bob")
         assert (await ended(service, job.id)).state == "cancelled"
+
+
+async def test_progress_is_told_eight_times_a_second_whatever_the_engine_tells_and_the_last_of_it_counts(
+    config: EngineConfig,
+) -> None:
+    relay = ProgressRelay()
+    async with Engine.open(config, tell=relay.tell) as engine:
+        steered = Steered(engine)
+        steered.gate = anyio.Event()
+        jobs = service_config(config.scratch_folder)
+        async with JobService.open(engine, jobs, progress=relay, runner=steered) as service:
+            job, _ = await service.submit(order(DATASET), owner="ann")
+            seen: list[JobEvent] = []
+
+            async def read() -> None:
+                seen.extend([event async for event in service.events(job.id) if event.type == "progress"])
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read)
+                await until(lambda: service.statistics().running == 1)
+                began = anyio.current_time()
+                done_bytes = 0
+                while (elapsed_s := anyio.current_time() - began) < 1.5:
+                    done_bytes += 1
+                    relay.tell(Progress(DATASET, Stage.MOVE, "progress", 1, done_bytes, 1_000_000))
+                    await anyio.sleep(0.001)
+                await until(lambda: bool(seen) and seen[-1].dataset.done_bytes == done_bytes)  # type: ignore[union-attr]
+                told = sum(event.dataset is not None and event.dataset.done_bytes > 0 for event in seen)
+                steered.gate.set()
+            assert 3 <= told <= 8 * (elapsed_s + 1)
+            assert done_bytes > 5 * told

@@ -1,0 +1,135 @@
+"""Jobs of the catalogue in the daemon: what SciCat shows when they end, are cancelled, or outlive a restart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from mover.daemon_book import Item
+from mover.daemon_jobs import JobService
+from mover.daemon_runner import Result
+from mover.engine import EngineConfig
+from mover.errors import CatalogueTransientError
+from mover.scicat import SciCat, SciCatAccess
+from mover.settings_rules import Secret
+from tests.datasets import DATASET, make_config, upload
+from tests.job_services import ended, open_service, order, until
+from tests.scicat_fake.server import ScicatServer
+from tests.servers import S3Server, fresh_bucket
+
+pytestmark = pytest.mark.anyio
+
+FILES = {"a.tif": b"a" * 2000, "deep/b.tif": b"b" * 3000}
+OTHER = "20.500.11935/another"
+
+
+@pytest.fixture
+def config(tmp_path: Path, moto_server: S3Server, scicat_server: ScicatServer) -> Iterator[EngineConfig]:
+    with fresh_bucket(moto_server) as one, fresh_bucket(moto_server) as two, fresh_bucket(moto_server) as three:
+        names = iter((one, two, three))
+        made = make_config(tmp_path, moto_server, lambda: next(names))
+        for dataset_id in (DATASET, OTHER):
+            upload(moto_server, one, FILES, dataset_id)
+            scicat_server.control.seed_dataset(dataset_id, {path: len(body) for path, body in FILES.items()})
+        yield made
+
+
+@asynccontextmanager
+async def service_of(config: EngineConfig, scicat: ScicatServer) -> AsyncIterator[JobService]:
+    access = SciCatAccess(scicat.url, scicat.user, Secret(scicat.password))
+    async with SciCat.open(access) as catalogue, open_service(config, catalogue=catalogue) as service:
+        yield service
+
+
+async def test_the_catalogue_sees_a_job_begin_its_datasets_and_its_end(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    archival = control.seed_job("archive", [DATASET, OTHER])
+    async with service_of(config, scicat_server) as service:
+        job, _ = await service.submit(order(DATASET, OTHER), owner="scicat", catalogue_job=archival)
+        done = await ended(service, job.id)
+        assert (done.state, done.reason) == ("done", "the catalogue shows finishedSuccessful")
+        assert control.job_statuses(archival)[-2:] == ["inProgress", "finishedSuccessful"]
+        assert control.lifecycle(DATASET)["retrievable"] is True
+        retrieval = control.seed_job("retrieve", [DATASET])
+        job, _ = await service.submit(order(DATASET, kind="retrieve"), owner="scicat", catalogue_job=retrieval)
+        assert (await ended(service, job.id)).state == "done"
+        again, _ = await service.submit(order(DATASET, kind="retrieve"), owner="scicat", catalogue_job=retrieval)
+        late = await ended(service, again.id)
+        assert late.datasets[0].failure is not None
+        assert late.datasets[0].failure.kind == "JobFinishedError"
+    assert control.job_statuses(retrieval)[-1] == "finishedSuccessful"
+
+
+async def test_a_failed_dataset_is_told_with_its_error_and_the_job_with_its_verdict(
+    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    upload(moto_server, config.buckets.landing_zone, FILES, "20.500/short")
+    control.seed_dataset("20.500/short", {**{path: len(body) for path, body in FILES.items()}, "lost": 5})
+    archival = control.seed_job("archive", [DATASET, "20.500/short"])
+    async with service_of(config, scicat_server) as service:
+        job, _ = await service.submit(order(DATASET, "20.500/short"), owner="scicat", catalogue_job=archival)
+        done = await ended(service, job.id)
+    assert [dataset.state for dataset in done.datasets] == ["done", "failed"]
+    failure = done.datasets[1].failure
+    assert failure is not None
+    assert (failure.kind, failure.fault) == ("MissingFilesError", "user")
+    assert control.job_statuses(archival)[-1] == "finishedWithDatasetErrors"
+
+
+async def test_a_cancelled_job_leaves_no_dataset_in_progress(config: EngineConfig, scicat_server: ScicatServer) -> None:
+    control = scicat_server.control
+    archival = control.seed_job("archive", [DATASET, OTHER])
+    async with service_of(config, scicat_server) as service:
+        limits = service._engine._parts.limits  # noqa: SLF001 - keeps both datasets from moving
+        async with limits.move_to_lts.slot("x_1.tar"), limits.move_to_lts.slot("y_1.tar"):
+            job, _ = await service.submit(order(DATASET, OTHER), owner="scicat", catalogue_job=archival)
+            await until(lambda: control.lifecycle(DATASET)["archiveStatusMessage"] == "started")
+            await service.cancel(job.id, who="ann")
+            done = await ended(service, job.id)
+    assert (done.state, done.reason) == ("cancelled", "cancelled by ann; the catalogue shows finishedUnsuccessful")
+    assert control.job_statuses(archival)[-1] == "finishedUnsuccessful"
+    assert control.lifecycle(DATASET)["archivable"] is True
+    assert control.lifecycle(DATASET)["archiveStatusMessage"] == "datasetCreated"
+
+
+async def test_the_end_of_a_job_that_the_catalogue_missed_is_told_after_a_restart(
+    config: EngineConfig, scicat_server: ScicatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mover.daemon_catalogue_runs import CatalogueRunner
+
+    control = scicat_server.control
+    archival = control.seed_job("archive", [DATASET])
+    real = CatalogueRunner._finish  # noqa: SLF001 - the last request of the job fails
+
+    async def away(*_: object) -> str:
+        raise CatalogueTransientError("PATCH", "jobs", "away")
+
+    monkeypatch.setattr(CatalogueRunner, "_finish", away)
+    async with service_of(config, scicat_server) as service:
+        job, _ = await service.submit(order(DATASET), owner="scicat", catalogue_job=archival)
+        with anyio.fail_after(20):
+            async for event in service.events(job.id):
+                if event.transition is not None and event.transition.reason.startswith("waits for the catalogue"):
+                    break
+        waiting = await service.job(job.id)
+        assert (waiting.state, waiting.datasets[0].state) == ("running", "done")
+        assert control.job_statuses(archival)[-1] == "inProgress"
+    monkeypatch.setattr(CatalogueRunner, "_finish", real)
+    ran: list[Item] = []
+
+    async def not_again(_self: object, item: Item) -> Result:
+        ran.append(item)
+        return Result()
+
+    monkeypatch.setattr(CatalogueRunner, "run", not_again)
+    async with service_of(config, scicat_server) as service:
+        assert (await ended(service, job.id)).state == "done"
+    assert control.job_statuses(archival)[-1] == "finishedSuccessful"
+    assert ran == []
