@@ -75,14 +75,18 @@ class DaemonMetrics:
         self.meter = ByteMeter(lambda stage, size_bytes: self._bytes.labels(DIRECTIONS[stage], stage).inc(size_bytes))
         self._clock = clock
         self._began: dict[tuple[str, int, Stage], float] = {}
+        self._begin_with_zeros()
+        self.registry.register(_State(health, lts, loop, engine, queue))
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def _begin_with_zeros(self) -> None:
+        """What has not happened yet is 0, not missing: rates of the first time are seen."""
         for stage, direction in DIRECTIONS.items():
             self._bytes.labels(direction, stage)
         for stage in _TIMED:
             self._failures.labels(stage)
             self._seconds.labels(stage)
-        self.registry.register(_State(health, lts, loop, engine, queue))
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
 
     def tell(self, event: Progress) -> None:
         """Takes one progress event of the engine; returns at once."""

@@ -1,7 +1,7 @@
 // Keeps the page up to date: bars move with the event stream, everything else is fetched as the server renders it.
 "use strict";
 (() => {
-  const QUICK_MS = 1000, SLOW_MS = 5000, PATIENCE_MS = 10000;
+  const QUICK_MS = 1000, SLOW_MS = 5000, PATIENCE_MS = 10000, LONG_MS = 60000;
   let timer = 0, due = Infinity, busy = false, lost = null;
 
   const later = (ms) => {
@@ -53,6 +53,7 @@
     else lost ??= new Date();
     const offline = document.getElementById("offline");
     offline.hidden = yes;
+    document.body.classList.toggle("lost", !yes);
     if (!yes) offline.textContent = `No answer from the daemon since ${lost.toLocaleTimeString()}: what is below is how it was then.`;
   };
 
@@ -91,13 +92,18 @@
     }
   };
 
+  let pause = SLOW_MS;
   const listen = () => {
     const source = new EventSource("/v1/events");
+    source.addEventListener("open", () => { pause = SLOW_MS; });
     source.addEventListener("progress", move);
     source.addEventListener("state", () => later(QUICK_MS));
     source.addEventListener("end", () => later(QUICK_MS));
     source.addEventListener("error", () => {  // refused, not broken off: the browser does not come back by itself
-      if (source.readyState === EventSource.CLOSED) setTimeout(listen, SLOW_MS);
+      if (source.readyState === EventSource.CLOSED) {
+        setTimeout(listen, pause);
+        pause = Math.min(pause * 2, LONG_MS);
+      }
     });
     addEventListener("pagehide", () => source.close());
   };

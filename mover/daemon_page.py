@@ -40,6 +40,7 @@ def render_login(host: str, *, refused: bool = False) -> str:
     body = (
         '<main id="main"><form class="card login" method="post" action="/login">'
         f"<h1>mover <small>on {text_of(host)}</small></h1>{said}"
+        '<input type="text" name="name" value="mover" autocomplete="username" hidden>'
         '<label for="token">Token of the daemon</label>'
         '<input id="token" name="token" type="password" required autofocus autocomplete="current-password"'
         ' spellcheck="false" maxlength="1000"><button type="submit">Log in</button>'

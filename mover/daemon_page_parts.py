@@ -188,7 +188,9 @@ def _space(data: PageData) -> str:
 
 
 def _queue(queue: QueueStatistics | None) -> str:
-    if queue is None or not queue.owners:
+    if queue is None:
+        return _section("queue", "Queue", '<p class="soft">Not known before the engine is open.</p>', width="half")
+    if not queue.owners:
         return _section("queue", "Queue", '<p class="soft">Nothing waits for its turn.</p>', width="half")
     rows = [_owner(owner) for owner in queue.owners[:_SHOWN_OWNERS]]
     if len(queue.owners) > _SHOWN_OWNERS:

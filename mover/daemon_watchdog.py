@@ -113,8 +113,14 @@ class LoopWatchdog:
         told_s = 0.0
         blocked_at_s: float | None = None  # the last beat before the loop was found blocked
         period_s = self._notifier.watchdog_s / 3
-        while not self._ended.wait(min(_LOOK_S, period_s or _LOOK_S)):
-            now_s, beat_s = time.monotonic(), self._beat_s
+        look_s = min(_LOOK_S, period_s or _LOOK_S)
+        looked_s = time.monotonic()
+        while not self._ended.wait(look_s):
+            now_s = time.monotonic()
+            if now_s - looked_s > look_s + self._blocked_after_s / 2:  # this thread did not run, either
+                _log.warning("the whole process stood still for %.1f s", now_s - looked_s)
+                self._beat_s = now_s
+            looked_s, beat_s = now_s, self._beat_s
             silent_s = now_s - beat_s
             if blocked_at_s is not None and beat_s != blocked_at_s:
                 self._freed(beat_s - blocked_at_s)
