@@ -474,7 +474,9 @@ async def test_progress_is_told_eight_times_a_second_whatever_the_engine_tells_a
             seen: list[JobEvent] = []
 
             async def read() -> None:
-                seen.extend([event async for event in service.events(job.id) if event.type == "progress"])
+                async for event in service.events(job.id):
+                    if event.type == "progress":
+                        seen.append(event)  # noqa: PERF401 - looked at while it grows
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read)
