@@ -89,7 +89,9 @@ class Work:
             if item.row.state != "queued" and not item.row.retry_ms:
                 updates.append(Update(item, {"state": "queued", "reason": "goes on after a restart"}))
             self._enqueue(item)
-        return self._ledger.enter(job, updates) if updates or not (job.items or job.open_end) else None
+        if not updates and (job.items or job.open_end):
+            return None
+        return self._ledger.enter(job, updates, reason=f"cancelled by {row.cancelled_by}" if row.cancelled_by else None)
 
     async def cancel(self, job: Job, who: str) -> None:
         """Ends all datasets of the job; those in work as soon as they let go. Durable for the others on return."""
