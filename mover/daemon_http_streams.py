@@ -47,8 +47,12 @@ class Streams:
         return len(self._open)
 
     def close(self) -> None:
-        """Ends all streams, and those that are asked for from now on; their readers come back with the last id."""
+        """Ends all streams, and refuses those that are asked for from now on."""
         self.closed = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Ends all streams; their readers come back with the number of their last event."""
         for scope in self._open:
             scope.cancel()
 
@@ -84,8 +88,9 @@ class _Answer:
         self._failure: MoverError | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
+        if self._streams.closed:
+            raise IntakeClosedError
         async with open_task_group() as tasks:
-            self._streams.add(tasks.cancel_scope)
             try:
                 tasks.start_soon(self._pump, send, tasks.cancel_scope)
                 tasks.start_soon(self._beat, send, tasks.cancel_scope)
@@ -138,6 +143,7 @@ class _Answer:
             async with self._turn:
                 if not self._begun:
                     self._begun = True
+                    self._streams.add(cancel_scope)
                     await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         self._sent_s = anyio.current_time()
