@@ -91,8 +91,7 @@ class JobService:
             told = (
                 CatalogueRunner(engine, catalogue, plain.pack, _waits(progress), store, ledger) if catalogue else None
             )
-            rules = WorkRules(config.datasets_at_a_time, config.retry, config.busy_patience_s, rng, engine.limits)
-            work = Work(ledger, rules, runner or plain, told)
+            work = Work(ledger, _rules(config, rng, engine), runner or plain, told)
             service = cls(engine, config, store, ledger, work)
             await service._take_up()
             unsubscribe = progress.subscribe(work.tell)
@@ -269,3 +268,7 @@ class JobService:
 def _waits(progress: ProgressRelay) -> Callable[[str, str], None]:
     """Tells of a dataset that waits for a run elsewhere, as the engine tells of other waits."""
     return lambda dataset_id, reason: progress.tell(Progress(dataset_id, Stage.LOCK, "waiting", reason=reason))
+
+
+def _rules(config: JobServiceConfig, rng: Callable[[], float], engine: Engine) -> WorkRules:
+    return WorkRules(config.datasets_at_a_time, config.retry, config.busy_patience_s, rng, engine.limits)
