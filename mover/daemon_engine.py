@@ -130,7 +130,7 @@ class EngineKeeper:
         self._view.service.set(None)
         if self._starter is not None:
             self._starter.inner = None
-        self._view.health.report("engine", "failed", "closed")
+        self._view.health.report("engine", "unknown", "closed")
 
     async def _work(self, service: JobService, stopping: anyio.Event, drain_s: float) -> None:
         async with open_task_group() as tasks:
