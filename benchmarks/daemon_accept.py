@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
-from typing import IO, Self
 
 import anyio
 import msgspec
 
 from benchmarks.daemon_support import (
     OWNER,
+    Child,
     Connection,
     DaemonBench,
     Transfers,
@@ -41,11 +40,12 @@ _SETTLE_S = 2.0
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What the child process does."""
+    """What the child process does: ``jobs`` with keys and datasets after ``name``."""
 
     port: int
     jobs: int
     connections: int
+    name: str = ""
 
 
 class Burst(msgspec.Struct, frozen=True):
@@ -79,8 +79,8 @@ class Round(msgspec.Struct, frozen=True):
 
 
 # ----------------------------------------------------------------------------------------------- the child process
-async def _burst(order: Order, name: str) -> Burst:
-    numbers = iter(range(order.jobs))
+async def _burst(order: Order) -> Burst:
+    name, numbers = order.name, iter(range(order.jobs))
     accepts_s: list[float] = []
     job_ids: list[str] = []
     connections = [await Connection.open(order.port) for _ in range(order.connections)]
@@ -116,59 +116,16 @@ async def _clean(order: Order, job_ids: list[str]) -> None:
 
 
 def _child() -> None:
-    """Everything is imported before the burst begins: a line on stdin names it; an empty one cancels its jobs."""
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    """Everything is imported before the burst begins. A line is an order; one without a name cancels the last jobs."""
     burst: Burst | None = None
     while line := sys.stdin.buffer.readline():
-        if name := line.strip().decode():
-            burst = anyio.run(_burst, order, name, backend_options={"use_uvloop": True})
-        elif burst is not None:
+        order = msgspec.json.decode(line, type=Order)
+        if order.name or burst is None:
+            burst = anyio.run(_burst, order, backend_options={"use_uvloop": True})
+        else:
             anyio.run(_clean, order, burst.job_ids, backend_options={"use_uvloop": True})
-        told = b"null" if burst is None else msgspec.json.encode(msgspec.structs.replace(burst, job_ids=[]))
-        print(told.decode(), flush=True)
-
-
-class _Client:
-    """The child process, from the outside."""
-
-    def __init__(self, order: Order) -> None:
-        command = [sys.executable, "-m", "benchmarks.daemon_accept", "--child"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._write(msgspec.json.encode(order))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def burst(self, name: str) -> Burst:
-        """Lasts as long as the burst."""
-        self._write(name.encode())
-        return msgspec.json.decode(self._read(), type=Burst)
-
-    def clean(self) -> None:
-        """Cancels the jobs of the last burst."""
-        self._write(b"")
-        self._read()
-
-    def _write(self, line: bytes) -> None:
-        stdin = _given(self._process.stdin)
-        stdin.write(line + b"\n")
-        stdin.flush()
-
-    def _read(self) -> bytes:
-        line = _given(self._process.stdout).readline()
-        if not line:
-            sys.exit("the burst failed")
-        return line
-
-
-def _given(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise AssertionError
-    return pipe
+        told = msgspec.structs.replace(burst, job_ids=[])
+        print(msgspec.json.encode(told).decode(), flush=True)
 
 
 # ------------------------------------------------------------------------------------------------- the measurement
@@ -181,21 +138,23 @@ def _cpu_s(bench: DaemonBench) -> float:
     return bench.daemon.metric("process_cpu_seconds_total")
 
 
-def _round(bench: DaemonBench, client: _Client, number: int, span_s: float) -> Round:
+def _round(bench: DaemonBench, client: Child, order: Order, span_s: float, *, burst_first: bool) -> Round:
     quiet_rate = burst_rate = within_rate = cpu_s = 0.0
     burst: Burst | None = None
-    for with_burst in (False, True) if number % 2 else (True, False):
+    for with_burst in (burst_first, not burst_first):
         time.sleep(_SETTLE_S)
         began = bench.received()
         if with_burst:
             cpu_s = _cpu_s(bench)
-            burst = client.burst(f"burst{number}")
+            client.tell(order)
+            burst = client.result(Burst)
             within_rate, cpu_s = _rate(bench, began), _cpu_s(bench) - cpu_s
         time.sleep(max(0.0, began[0] + span_s - time.monotonic()))
         rate = _rate(bench, began)
         if with_burst:
             burst_rate = rate
-            client.clean()
+            client.tell(msgspec.structs.replace(order, name=""))
+            client.result(Burst)
         else:
             quiet_rate = rate
     if burst is None:
@@ -205,15 +164,19 @@ def _round(bench: DaemonBench, client: _Client, number: int, span_s: float) -> R
 
 def _measure(options: argparse.Namespace) -> list[Round]:
     rounds = []
-    with open_daemon(options, gib=3) as bench, _Client(Order(bench.port, options.jobs, options.connections)) as client:
-        with Transfers(bench, _DATASETS, _DATASET_BYTES) as transfers:
-            for number in range(options.rounds + 1):
-                transfers.until_under_way()
-                measured = _round(bench, client, number, options.span_s)
-                transfers.check()
-                if number:  # the first round warms everything up
-                    rounds.append(measured)
-                print(_line(number, measured), file=sys.stderr)
+    with (
+        open_daemon(options, gib=3) as bench,
+        Child("benchmarks.daemon_accept") as client,
+        Transfers(bench, _DATASETS, _DATASET_BYTES) as transfers,
+    ):
+        for number in range(options.rounds + 1):
+            transfers.until_under_way()
+            order = Order(bench.port, options.jobs, options.connections, f"burst{number}")
+            measured = _round(bench, client, order, options.span_s, burst_first=bool(number % 2))
+            transfers.check()
+            if number:  # the first round warms everything up
+                rounds.append(measured)
+            print(_line(number, measured), file=sys.stderr)
     return rounds
 
 

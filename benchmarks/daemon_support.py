@@ -1,4 +1,4 @@
-"""What the benchmarks of the daemon share: `mover serve` with its servers, transfers that never end, and HTTP by hand."""
+"""What the benchmarks of the daemon share: `mover serve` with its servers, transfers without end, HTTP by hand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, Self
+from typing import IO, Final, Self, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -29,6 +31,7 @@ from tests.servers import S3Server, put_objects, s3_client
 
 __all__ = [
     "OWNER",
+    "Child",
     "Connection",
     "DaemonBench",
     "Lag",
@@ -40,6 +43,8 @@ __all__ = [
     "percentile",
     "summary_ms",
 ]
+
+T = TypeVar("T")
 
 OWNER: Final = "transfers"
 _POLL_S: Final = 0.5
@@ -80,7 +85,7 @@ class DaemonBench(msgspec.Struct, frozen=True):
 
             def copy(pair: tuple[str, str]) -> None:
                 path, dataset_id = pair
-                source = {"Bucket": bucket, "Key": raw_object_key(first, path)}
+                source = f"{bucket}/{raw_object_key(first, path)}"
                 s3.copy_object(Bucket=bucket, Key=raw_object_key(dataset_id, path), CopySource=source)
 
             list(pool.map(copy, pairs))
@@ -164,6 +169,41 @@ class Transfers:
                 elif job["state"] == "failed":
                     self.failed = str(job["datasets"][0]["failure"])
                     return
+
+
+class Child:
+    """A process of its own that does what it is told, line by line: ``python -m <module> --child``."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        command = [sys.executable, "-m", module, "--child"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def tell(self, task: msgspec.Struct) -> None:
+        """Hands it a task; returns at once."""
+        stdin = _given(self._process.stdin)
+        stdin.write(msgspec.json.encode(task) + b"\n")
+        stdin.flush()
+
+    def result(self, kind: type[T]) -> T:
+        """What came of the task; waits for it."""
+        line = _given(self._process.stdout).readline()
+        if not line:
+            sys.exit(f"a client of the daemon failed: {self._module}")
+        return msgspec.json.decode(line, type=kind)
+
+
+def _given(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise AssertionError
+    return pipe
 
 
 class Connection:
