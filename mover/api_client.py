@@ -232,11 +232,11 @@ class DaemonClient:
         return DaemonTransientError(self._access.url, reason)
 
 
-def _make_client(socket: str | None, url: str, headers: dict[str, str], timeout: httpx.Timeout) -> httpx.AsyncClient:
+def _make_client(socket: str | None, url: str, headers: dict[str, str], patience: httpx.Timeout) -> httpx.AsyncClient:
     if socket is None:
-        return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, follow_redirects=False)
+        return httpx.AsyncClient(base_url=url, headers=headers, timeout=patience, follow_redirects=False)
     transport = httpx.AsyncHTTPTransport(uds=socket)
-    return httpx.AsyncClient(base_url="http://localhost", transport=transport, headers=headers, timeout=timeout)
+    return httpx.AsyncClient(base_url="http://localhost", transport=transport, headers=headers, timeout=patience)
 
 
 def _path(job_id: str) -> str:
