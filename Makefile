@@ -63,9 +63,14 @@ test-docker: $(STAMP) ## the tests of the deployment, on a Docker engine
 test-all: $(STAMP) ## all tests
 	$(BIN)/pytest $(ARGS)
 
-lint: $(STAMP) ## ruff: rules and format
+SCRIPTS := $(wildcard docker/*.sh docker/rgw/*.sh) docker/backup docker/make-secrets docker/restore docker/rgw/ceph-rgw .ci/run
+DOCKERFILES := prefect-runtime.Dockerfile docker/rgw/Dockerfile
+
+lint: $(STAMP) ## ruff, shellcheck, hadolint: rules and format
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/shellcheck --severity=warning $(SCRIPTS)
+	$(BIN)/hadolint $(DOCKERFILES)
 
 format: $(STAMP) ## ruff: apply the format and the safe fixes
 	$(BIN)/ruff check --fix $(SOURCES)

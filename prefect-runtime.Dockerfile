@@ -24,7 +24,7 @@ COPY mover mover
 COPY flows flows
 # The source stays where it is: flow runs name it by its path, and there is one copy of each module.
 RUN uv pip install --quiet --no-deps --no-build-isolation --editable . \
- && python3 -m compileall -q mover flows && rm -rf *.egg-info/SOURCES.txt build
+ && python3 -m compileall -q mover flows && rm -rf ./*.egg-info/SOURCES.txt build
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG MOVER_UID=1000

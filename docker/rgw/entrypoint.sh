@@ -11,6 +11,7 @@
 set -euo pipefail
 umask 077
 exec </dev/null
+# shellcheck source=s3.sh
 . /usr/local/lib/rgw/s3.sh
 
 store=/var/lib/rgw

@@ -2,6 +2,7 @@
 # The account, and requests with it, for the entry point and the health check.
 
 run_dir=/tmp/rgw
+# shellcheck disable=SC2034 # of the scripts that read this one
 ready=$run_dir/ready
 
 # Into access_key and secret_key. The characters are those that need no quoting where the two go.
