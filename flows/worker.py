@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 __all__ = ["hand_over", "main"]
 
-_HEALTH_URL: Final = "http://127.0.0.1:8080/health"  # Prefect's default for PREFECT_WORKER_WEBSERVER_PORT
+_HEALTH_PORT: Final = "8080"  # Prefect's default for PREFECT_WORKER_WEBSERVER_PORT
 _HEALTH_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 2.0
 _TELL_EVERY: Final = 15  # polls
@@ -76,8 +76,9 @@ async def _missing(name: str) -> str | None:
 
 
 def _check() -> int:
+    port = os.environ.get("PREFECT_WORKER_WEBSERVER_PORT") or _HEALTH_PORT
     try:
-        with urllib.request.urlopen(_HEALTH_URL, timeout=_HEALTH_TIMEOUT_S) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=_HEALTH_TIMEOUT_S) as reply:
             sys.stdout.write(f"{reply.status}\n")
             return 0
     except (OSError, urllib.error.URLError) as error:
