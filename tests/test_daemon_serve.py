@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.daemon_process import DaemonProcess, World, until, world
+from tests.daemon_process import DaemonProcess, World, free_port, until, world
 from tests.lts_mounts import hung_mount
+from tests.scicat_fake.server import ScicatServer
 from tests.servers import S3Server
 
 DATASET = "20.500.11935/a"
@@ -208,6 +209,31 @@ def test_without_the_lts_it_comes_up_says_so_and_goes_on_once_it_is_there(place:
     with place.daemon() as daemon:
         daemon.until_alive()
         assert daemon.stop() == 0  # also before there is an engine
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_catalogue_is_needed_where_it_is_configured_and_prefect_is_not(
+    place: World, scicat_server: ScicatServer
+) -> None:
+    settings = {
+        "SCICAT_ENDPOINT": scicat_server.url,
+        "SCICAT_USER": scicat_server.user,
+        "SCICAT_PASSWORD": scicat_server.password,
+    }
+    with place.daemon(**settings, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api") as daemon:
+        daemon.until_ready()
+        until(lambda: daemon.dependency("prefect")["state"] == "failed")
+        assert daemon.dependency("catalogue")["state"] == "ok"
+        assert daemon.client.get("/readyz").status_code == 200
+        assert daemon.client.post("/v1/scicat/jobs", json={"id": "1", "type": "other"}).json()["action"] == "ignored"
+        assert daemon.stop() == 0
+        assert scicat_server.password not in daemon.log
+    with place.daemon(**settings | {"SCICAT_PASSWORD": "wrong"}) as daemon:  # and no Prefect: jobs run in the daemon
+        daemon.until_alive()
+        until(lambda: daemon.dependency("catalogue")["state"] == "failed")
+        assert daemon.client.get("/readyz").status_code == 503
+        assert daemon.stop() == 0
 
 
 @pytest.mark.slow
