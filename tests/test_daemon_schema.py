@@ -23,7 +23,7 @@ from tests.http_daemons import serve
 from tests.job_services import open_service
 from tests.servers import S3Server, fresh_bucket
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 _EXAMPLES = 2_000
 
