@@ -9,7 +9,7 @@ SOURCES := mover flows benchmarks tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo flows secrets up down e2e test test-slow test-docker test-all bench-rate bench-memory bench-plan bench-prefect lint format types check lock clean
+.PHONY: help demo flows secrets up down e2e test test-slow test-docker test-all bench-rate bench-memory bench-plan bench-prefect bench-daemon-accept bench-daemon-streams bench-daemon-soak lint format types check lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -90,6 +90,15 @@ bench-plan: $(STAMP) ## memory and time of planning a million objects (ARGS=--he
 
 bench-prefect: $(STAMP) ## what Prefect costs, and the LTS's idle time between datablocks (ARGS=--help)
 	$(BIN)/python -m benchmarks.prefect_overhead $(ARGS)
+
+bench-daemon-accept: $(STAMP) ## a burst of jobs for the daemon while it transfers (ARGS=--help)
+	$(BIN)/python -m benchmarks.daemon_accept $(ARGS)
+
+bench-daemon-streams: $(STAMP) ## the daemon's event loop with many event streams (ARGS=--help)
+	$(BIN)/python -m benchmarks.daemon_streams $(ARGS)
+
+bench-daemon-soak: $(STAMP) ## the daemon's memory and open files over 20 minutes (ARGS=--help)
+	$(BIN)/python -m benchmarks.daemon_soak $(ARGS)
 
 check: lint types test ## lint, types, test
 
