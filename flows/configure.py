@@ -5,8 +5,8 @@ checked before the first write. Exit codes: 0 done, or nothing differs; 1 the se
 found a difference; 2 the configuration is wrong.
 
 Environment: PREFECT_API_URL; MINIO_USER_FILE, MINIO_PASSWORD_FILE, SCICAT_USER_FILE, SCICAT_PASSWORD_FILE,
-GITHUB_OPENEM_USERNAME_FILE, GITHUB_OPENEM_ACCESS_TOKEN_FILE (files with what the Secret blocks shall hold); REGISTRY_URL
-(the registry that docker workers log in to with the last two); WORK_POOL_TYPE, and ARCHIVAL_... and RETRIEVAL_...
+GITHUB_OPENEM_USERNAME_FILE, GITHUB_OPENEM_ACCESS_TOKEN_FILE (files with what the Secret blocks shall hold);
+REGISTRY_URL (which docker workers log in to with the last two); WORK_POOL_TYPE, and ARCHIVAL_... and RETRIEVAL_...
 WORK_POOL, WORK_POOL_LIMIT, BASE_JOB_TEMPLATE, as the options of these names say.
 """
 
