@@ -248,7 +248,7 @@ def missing_for_docker() -> str:
         return "docker compose is not installed"
     answer = subprocess.run(["docker", "info"], check=False, capture_output=True, text=True, timeout=30)
     if answer.returncode:
-        return f"no Docker engine answers ({answer.stderr.strip().splitlines()[-1:]})"
+        return f"no Docker engine answers ({answer.stderr.strip()})"
     if os.geteuid():
         return "root is needed, to look into volumes and processes of containers"
     if not re.match(r"unix://|$", os.environ.get("DOCKER_HOST", "")):

@@ -89,8 +89,6 @@ def test_a_killed_runtime_container_is_followed_by_a_run_that_fetches_only_what_
 
     moves.expect_archived("killed", ["Crashed", "Completed"])
     assert moves.fetches("killed") == {_LAST_WINDOW: 1}
-    others = len(_CASES) - 1
-    until(lambda: moves.facility.taken_slots()["MOVE_TO_LTS_LIMIT"] == others, 110, "the slot of the killed run")
 
 
 def test_a_killed_worker_leaves_the_run_in_its_container_alone(moves: Moves) -> None:
@@ -134,5 +132,5 @@ def test_a_move_goes_on_after_a_minute_without_network_to_the_s3_server(moves: M
     assert {part.split()[0] for part in moves.fetches("network")} <= {_LAST_FILE}
 
 
-def test_no_slot_stays_taken(moves: Moves) -> None:
+def test_no_slot_stays_taken_not_even_by_the_killed_run(moves: Moves) -> None:
     moves.facility.expect_slots_back()
