@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from flows.server_settings import FLOW_SETTINGS
 
-__all__ = ["FOLDER", "TEMPLATES", "job_template", "main", "template_text"]
+__all__ = ["FOLDER", "TEMPLATES", "TemplateName", "job_template", "main", "template_text"]
 
 TemplateName = Literal["production", "development"]
 
@@ -40,30 +40,14 @@ def job_template(name: TemplateName) -> dict[str, Any]:
                 # The worker hands its own environment on; the engine would list the secret.
                 "PREFECT_API_AUTH_STRING": "",
             },
-            "labels": {
-                # To compose a runtime container is a one-off container of a service: `down` ends it and takes it away.
-                "com.docker.compose.project": "${RUNTIME_PROJECT}",
-                "com.docker.compose.service": "prefect-archival-worker",
-                "com.docker.compose.oneoff": "True",
-                "com.docker.compose.config-hash": "none",  # without one, `down` does not see the container
-                "org.mover.runtime": "${RUNTIME_PROJECT}",
-            },
+            "labels": _LABELS,
             "image_pull_policy": _PULL_POLICY[name],
             "auto_remove": True,
             "stream_output": True,  # into the worker's log
             "privileged": False,
             "mem_limit": "${RUNTIME_MEMORY}",
             "memswap_limit": "${RUNTIME_MEMORY}",
-            "container_create_kwargs": {
-                "user": "${RUNTIME_USER}",
-                "read_only": True,
-                "tmpfs": {"/tmp": _TMPFS_OPTIONS},  # noqa: S108
-                "cap_drop": ["ALL"],
-                "security_opt": ["no-new-privileges:true"],
-                "init": True,
-                "pids_limit": 512,
-                "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
-            },
+            "container_create_kwargs": _CONTAINER,
         },
         "variables": {
             "type": "object",
@@ -72,6 +56,25 @@ def job_template(name: TemplateName) -> dict[str, Any]:
         },
     }
 
+
+_LABELS: Final = {
+    # To compose a runtime container is a one-off container of a service: `down` ends it and takes it away.
+    "com.docker.compose.project": "${RUNTIME_PROJECT}",
+    "com.docker.compose.service": "prefect-archival-worker",
+    "com.docker.compose.oneoff": "True",
+    "com.docker.compose.config-hash": "none",  # without one, `down` does not see the container
+    "org.mover.runtime": "${RUNTIME_PROJECT}",
+}
+_CONTAINER: Final = {
+    "user": "${RUNTIME_USER}",
+    "read_only": True,
+    "tmpfs": {"/tmp": _TMPFS_OPTIONS},  # noqa: S108
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
+    "init": True,
+    "pids_limit": 512,
+    "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
+}
 
 # A registry is asked only for what is not there: tags of a release never change. Development images are in no registry.
 _PULL_POLICY: Final[dict[TemplateName, str]] = {"production": "IfNotPresent", "development": "Never"}

@@ -66,13 +66,18 @@ class JobOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why a dataset failed, as ``mover --json`` tells it."""
+    """Why a dataset failed, as ``mover --json`` tells it.
+
+    ``missing``, ``wrong_size``: paths of files that are not as the catalogue lists them, up to 10,000 each.
+    """
 
     kind: str
     message: str
     exit_code: int
     retryable: bool
     fault: Literal["user", "system"]
+    missing: tuple[str, ...] = ()
+    wrong_size: tuple[str, ...] = ()
 
 
 class DatasetView(msgspec.Struct, frozen=True):

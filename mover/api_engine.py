@@ -68,7 +68,7 @@ class RemoteEngine:
     async def datasets(self, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:  # noqa: ARG002 - the engine's
         """Nothing: the daemon has no such call.  Raises OrderRefusedError."""
         raise OrderRefusedError(_NO_LISTING)
-        yield
+        yield  # type: ignore[unreachable]  # an iterator, as the engine's
 
     async def _report(self, order: JobOrder) -> dict[str, Any]:
         job = await self._order(order)
@@ -89,11 +89,12 @@ class RemoteEngine:
     async def _order(self, order: JobOrder) -> JobView:
         """The job of this call: one that has failed is not found again."""
         identity = sha256(msgspec.json.encode((self._run, order))).hexdigest()[:40]
-        for attempt in range(1, _TRIES):
+        attempt = 1
+        while True:
             job = await self._client.submit(order, key=f"{identity}-{attempt}")
-            if not is_final(job.state) or job.state == "done":
+            if not is_final(job.state) or job.state == "done" or attempt == _TRIES:
                 return job
-        return job
+            attempt += 1
 
     async def _cancel(self, job_id: str) -> None:
         try:

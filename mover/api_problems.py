@@ -16,6 +16,7 @@ from mover.errors import (
     ExitCode,
     Fault,
     KeyConflictError,
+    MissingFilesError,
     MoverError,
     OrderRefusedError,
     UnknownJobError,
@@ -40,6 +41,10 @@ def failure_error(dataset: DatasetView) -> MoverError:
     if failure is None:
         reason = dataset.reason or f"the job was {dataset.state}"
         failure = Failure("Cancelled", reason, ExitCode.INTERRUPTED, retryable=True, fault="user")
+    if failure.kind == MissingFilesError.__name__:
+        error = MissingFilesError(dataset.dataset_id, failure.missing, failure.wrong_size)
+        error.args = (failure.message,)  # with the number of all of them
+        return error
     known = failure.exit_code in set(ExitCode)
     code = ExitCode(failure.exit_code) if known else ExitCode.SYSTEM
     return _error_class(failure.kind, code, failure.retryable, failure.fault)(failure.message)

@@ -15,7 +15,7 @@ from mover.cli_errors import plain_error, record_of
 from mover.daemon_book import Item
 from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
 from mover.engine import Engine
-from mover.errors import DatasetBusyError, LtsError, MoverError
+from mover.errors import DatasetBusyError, LtsError, MissingFilesError, MoverError
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
 from mover.policies.space import SpaceReading
@@ -25,6 +25,7 @@ __all__ = ["EngineRunner", "Result", "Runner", "after_error", "failure_of"]
 _SPACE_S: Final = 5.0
 _SHORTEST_BUSY_S: Final = 2.0
 _LONGEST_BUSY_S: Final = 30.0
+_MOST_PATHS: Final = 10_000
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -104,4 +105,9 @@ def _waiting(reason: str, now_ms: int, pause_s: float, failures: int) -> dict[st
 
 def failure_of(error: BaseException) -> Failure:
     """The failure as it is kept and told; links and their signatures are taken out."""
-    return msgspec.convert(record_of(error), Failure, from_attributes=True)
+    failure = msgspec.convert(record_of(error), Failure, from_attributes=True)
+    leaf = plain_error(error)
+    if not isinstance(leaf, MissingFilesError):
+        return failure
+    missing, wrong_size = leaf.missing[:_MOST_PATHS], leaf.wrong_size[:_MOST_PATHS]
+    return msgspec.structs.replace(failure, missing=missing, wrong_size=wrong_size)

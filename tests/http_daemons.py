@@ -49,7 +49,7 @@ async def serve(
         listener.bind(("127.0.0.1", port))
         listener.listen(100)
         listener.setblocking(False)
-        server = DaemonServer(app)  # type: ignore[arg-type]
+        server = DaemonServer(app)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
             yield Served(app, listener.getsockname()[1])

@@ -94,5 +94,7 @@ async def test_a_dataset_that_fails_in_the_daemon_is_told_as_the_owners_error(
     state = await archive_datasetlist(job_id, return_state=True)
     assert state.name == "CompletedWithDatasetErrors"
     assert flow_world.job(job_id)["statusCode"] == "finishedWithDatasetErrors"
-    assert flow_world.control.lifecycle(ABSENT)["archiveStatusMessage"] == "missingFilesError"
+    told = flow_world.control.lifecycle(ABSENT)
+    assert told["archiveStatusMessage"] == "missingFilesError"
+    assert told["archiveReturnMessage"]["missingFiles"] == ["a"]
     assert await _kinds(daemon) == [("archive", "failed")]
