@@ -22,6 +22,7 @@ DIRECTIONS: Final = {
 _WINDOW_S = 10.0
 _STEP_S = 0.5
 _KEPT = 4096  # stages under way; one that was cancelled tells no end
+_KEPT_RATES = 256  # of datasets and stages: many more than are in work, a few hundred bytes each
 
 
 class Rate:
@@ -105,5 +106,5 @@ class ByteMeter:
         rate = self._datasets.pop(key, None) or Rate(self._clock)
         self._datasets[key] = rate
         rate.add(size_bytes)
-        while len(self._datasets) > _KEPT:
+        while len(self._datasets) > _KEPT_RATES:
             self._datasets.popitem(last=False)
