@@ -46,7 +46,7 @@ up: secrets ## start the deployment: containers, configuration, workers, flows (
 	$(COMPOSE) run --rm prefect-flows-deployment
 
 down: ## stop the deployment; its state stays (ARGS=-v: nothing stays)
-	$(COMPOSE) --profile '*' down $(ARGS)
+	$(COMPOSE) --profile '*' down --remove-orphans $(ARGS)  # "orphans": runtime containers of flow runs that still work
 
 e2e: ## archive and retrieve a dataset in the deployment that is up, and compare (ARGS=--help)
 	$(COMPOSE) run --rm end-to-end-test $(ARGS)

@@ -127,8 +127,8 @@ class Deployment:
         self.steps_s[name] = round(time.monotonic() - began, 1)
 
     def down(self, *options: str) -> None:
-        """``docker compose down``, of everything that belongs to the project."""
-        self.compose("--profile", "*", "down", *options)
+        """``make down``: what belongs to the project, runtime containers of flow runs that still work among it."""
+        self.compose("--profile", "*", "down", "--remove-orphans", *options)
 
     def wait_until_healthy(self, *services: str, timeout_s: float = 180.0) -> None:
         """Until every container with a health check, or those of ``services``, say that they are well."""

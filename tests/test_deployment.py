@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -85,6 +86,7 @@ class Trial(msgspec.Struct):
 
     output: str
     exit_code: int
+    began_at: str
     took_s: float
     witness: Witness
 
@@ -97,11 +99,11 @@ class Trial(msgspec.Struct):
 
 @pytest.fixture(scope="module")
 def trial(docker_deployment: Deployment) -> Trial:
-    began = time.monotonic()
+    began_at, began = datetime.now(UTC).isoformat(), time.monotonic()
     with Witness(docker_deployment) as witness:
         done = docker_deployment.compose("run", "--rm", "end-to-end-test", check=False)
         until(lambda: len(witness.ended()) >= 3, 30, "the end of the runtime containers")
-    return Trial(done.stdout, done.returncode, time.monotonic() - began, witness)
+    return Trial(done.stdout, done.returncode, began_at, time.monotonic() - began, witness)
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +229,9 @@ def test_the_search_for_secrets_would_find_one(docker_deployment: Deployment, tr
     assert "containers" in places  # the name of the file is no secret
 
 
-@pytest.mark.usefixtures("trial")
-def test_no_service_logs_an_error(docker_deployment: Deployment) -> None:
-    logs = docker_deployment.compose("logs", "--no-color").stdout
+def test_no_service_logs_an_error(docker_deployment: Deployment, trial: Trial) -> None:
+    logs = docker_deployment.compose("logs", "--no-color", "--since", trial.began_at).stdout
+    assert "archive job" in logs
     said = [line for line in logs.splitlines() if re.search(r"\bERROR\b|Traceback|\bCRITICAL\b|\bFATAL\b", line)]
     # The daemon tells of each dependency that does not answer yet.
     assert [line for line in said if "mover.daemon_health" not in line] == []
