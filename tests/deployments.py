@@ -203,7 +203,9 @@ _CHECKED: Final = (
     "docker-proxy",
     "prefect-archival-worker",
     "prefect-retrieval-worker",
+    "mover",
     "s3",
+    "scicat",
 )
 
 
