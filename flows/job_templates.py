@@ -58,11 +58,11 @@ def job_template(name: TemplateName) -> dict[str, Any]:
 
 
 _LABELS: Final = {
-    # To compose a runtime container is a one-off container of a service: `down` ends it and takes it away.
+    # To compose a runtime container is a one-off container of a service: `down --remove-orphans` takes it away.
     "com.docker.compose.project": "${RUNTIME_PROJECT}",
     "com.docker.compose.service": "prefect-archival-worker",
     "com.docker.compose.oneoff": "True",
-    "com.docker.compose.config-hash": "none",  # without one, `down` does not see the container
+    "com.docker.compose.config-hash": "none",  # without one, compose does not see the container
     "org.mover.runtime": "${RUNTIME_PROJECT}",
 }
 _CONTAINER: Final = {
