@@ -19,6 +19,7 @@ import msgspec
 
 from benchmarks.daemon_support import (
     OWNER,
+    Bystander,
     Child,
     Connection,
     DaemonBench,
@@ -64,7 +65,7 @@ class Round(msgspec.Struct, frozen=True):
     burst_rate: float
     within_rate: float
     burst: Burst
-    daemon_cpu_s: float
+    bystander_p99_ms: float
     load: float
 
     @property
@@ -134,21 +135,17 @@ def _rate(bench: DaemonBench, began: tuple[float, float]) -> float:
     return (ended_bytes - began[1]) / (ended_s - began[0])
 
 
-def _cpu_s(bench: DaemonBench) -> float:
-    return bench.daemon.metric("process_cpu_seconds_total")
-
-
 def _round(bench: DaemonBench, client: Child, order: Order, span_s: float, *, burst_first: bool) -> Round:
-    quiet_rate = burst_rate = within_rate = cpu_s = 0.0
+    quiet_rate = burst_rate = within_rate = late_ms = 0.0
     burst: Burst | None = None
     for with_burst in (burst_first, not burst_first):
         time.sleep(_SETTLE_S)
         began = bench.received()
         if with_burst:
-            cpu_s = _cpu_s(bench)
-            client.tell(order)
-            burst = client.result(Burst)
-            within_rate, cpu_s = _rate(bench, began), _cpu_s(bench) - cpu_s
+            with Bystander() as bystander:
+                client.tell(order)
+                burst = client.result(Burst)
+            within_rate, late_ms = _rate(bench, began), bystander.p99_ms
         time.sleep(max(0.0, began[0] + span_s - time.monotonic()))
         rate = _rate(bench, began)
         if with_burst:
@@ -159,7 +156,7 @@ def _round(bench: DaemonBench, client: Child, order: Order, span_s: float, *, bu
             quiet_rate = rate
     if burst is None:
         raise AssertionError
-    return Round(quiet_rate, burst_rate, within_rate, burst, cpu_s, load())
+    return Round(quiet_rate, burst_rate, within_rate, burst, late_ms, load())
 
 
 def _measure(options: argparse.Namespace) -> list[Round]:
@@ -185,7 +182,8 @@ def _line(number: int, item: Round) -> str:
     return (
         f"round {number}: accepts p50 {p50:.1f}, p99 {p99:.1f}, max {most:.1f} ms in {item.burst.burst_s:.2f} s; "
         f"{item.quiet_rate / 1e6:.0f} MB/s, with the burst {item.burst_rate / 1e6:.0f}, "
-        f"while it lasted {item.within_rate / 1e6:.0f}; load {item.load:.1f}"
+        f"while it lasted {item.within_rate / 1e6:.0f}; "
+        f"an idle thread late by {item.bystander_p99_ms:.1f} ms (p99), load {item.load:.1f}"
     )
 
 
@@ -205,6 +203,7 @@ def _print(rounds: list[Round], options: argparse.Namespace) -> None:
         ("while the burst lasts, MB/s", spread([item.within_rate / 1e6 for item in rounds], 0)),
         ("lost meanwhile, %", spread([100 * item.lost_within for item in rounds], 1)),
         ("processor time of the client, s", spread([item.burst.cpu_s for item in rounds])),
+        ("an idle thread is woken late, p99, ms", spread([item.bystander_p99_ms for item in rounds], 1)),
         ("load of the machine", spread([item.load for item in rounds], 1)),
     ]
     print_table(("", ""), rows)

@@ -22,6 +22,7 @@ import msgspec
 
 from benchmarks.daemon_support import (
     OWNER,
+    Bystander,
     Child,
     Connection,
     DaemonBench,
@@ -60,6 +61,7 @@ class Span(msgspec.Struct, frozen=True):
     asked_s: list[float]
     rate: float
     reading: Reading | None
+    bystander_p99_ms: float
     load: float
 
 
@@ -174,12 +176,13 @@ def _span(bench: DaemonBench, clients: tuple[Child, Child], task: Task | None, s
         reader.tell(task)
     time.sleep(_SETTLE_S)
     before, began = bench.metrics(), bench.received()
-    asker.tell(Task(bench.port, span_s))
-    asked_s = asker.result(list[float])
+    with Bystander() as bystander:
+        asker.tell(Task(bench.port, span_s))
+        asked_s = asker.result(list[float])
     ended, after = bench.received(), bench.metrics()
     reading = reader.result(Reading) if task is not None else None
     rate = (ended[1] - began[1]) / (ended[0] - began[0])
-    return Span(lag_between(before, after), asked_s, rate, reading, load())
+    return Span(lag_between(before, after), asked_s, rate, reading, bystander.p99_ms, load())
 
 
 def _measure(options: argparse.Namespace) -> dict[str, list[Span]]:
@@ -208,12 +211,25 @@ def _line(name: str, span: Span) -> str:
     lag = f"lag p50 <= {span.lag.p50_ms:g}, p99 <= {span.lag.p99_ms:g}, max <= {span.lag.max_ms:g} ms"
     events = f"; {percentile(span.reading.events_per_s, 0.5):.1f} events/s on each stream" if span.reading else ""
     asked = f"/livez p50 {p50:.1f}, p99 {p99:.1f}, max {most:.1f} ms"
-    return f"{name}: {lag}; {asked}; {span.rate / 1e6:.0f} MB/s{events}; load {span.load:.1f}"
+    idle = f"an idle thread late by {span.bystander_p99_ms:.1f} ms (p99)"
+    return f"{name}: {lag}; {asked}; {span.rate / 1e6:.0f} MB/s{events}; {idle}, load {span.load:.1f}"
 
 
 def _print(spans: dict[str, list[Span]]) -> None:
     print("Milliseconds, median (min..max) of the rounds; the loop's lag as the upper bound of its bucket:")
-    header = ("", "lag p50", "p99", "max", "/livez p50", "p99", "max", "MB/s", "events/s per stream", "load")
+    header = (
+        "",
+        "lag p50",
+        "p99",
+        "max",
+        "/livez p50",
+        "p99",
+        "max",
+        "MB/s",
+        "events/s per stream",
+        "idle thread late, p99",
+        "load",
+    )
     rows = []
     for name, items in spans.items():
         asked = [summary_ms(item.asked_s) for item in items]
@@ -225,6 +241,7 @@ def _print(spans: dict[str, list[Span]]) -> None:
                 *(spread([row[column] for row in asked], 1) for column in range(3)),
                 spread([item.rate / 1e6 for item in items], 0),
                 spread(rates, 1) if rates else "-",
+                spread([item.bystander_p99_ms for item in items], 1),
                 spread([item.load for item in items], 1),
             )
         )

@@ -31,6 +31,7 @@ from tests.servers import S3Server, put_objects, s3_client
 
 __all__ = [
     "OWNER",
+    "Bystander",
     "Child",
     "Connection",
     "DaemonBench",
@@ -48,6 +49,7 @@ T = TypeVar("T")
 
 OWNER: Final = "transfers"
 _POLL_S: Final = 0.5
+_BYSTANDER_S: Final = 0.002
 _LOOKED_AT: Final = 6  # jobs begin in their order, a few at a time: only the first ones can have ended
 _LAG = re.compile(r'^mover_loop_lag_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
 
@@ -169,6 +171,34 @@ class Transfers:
                 elif job["state"] == "failed":
                     self.failed = str(job["datasets"][0]["failure"])
                     return
+
+
+class Bystander:
+    """A thread that has nothing to do: how late it is woken is what the machine makes of any latency measured on it."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="bystander")
+        self.late_s: list[float] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def p99_ms(self) -> float:
+        """How late, in one case of a hundred."""
+        return 1000 * percentile(self.late_s, 0.99)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            due_s = time.perf_counter() + _BYSTANDER_S
+            time.sleep(_BYSTANDER_S)
+            self.late_s.append(time.perf_counter() - due_s)
 
 
 class Child:
