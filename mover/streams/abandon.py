@@ -1,22 +1,26 @@
 """Blocking calls that may never return, made under a deadline.
 
 A read from tape or from a dead NFS server can block for ever and cannot be interrupted. Such a call gets a daemon
-thread of its own: it takes no place from the worker threads that others share, and does not keep the process alive.
+thread to itself: it takes no place from the worker threads that others share, and does not keep the process alive.
+A thread whose call has ended takes the next one: to start a thread is to wait until it runs, and so holds up the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import anyio
 
 __all__ = ["run_abandonable"]
 
 T = TypeVar("T")
+
+_IDLE_THREADS: Final = 16  # that are kept at most
 
 
 class _Call(Generic[T]):
@@ -63,6 +67,32 @@ class _Call(Generic[T]):
             self._dispose(self._results.pop())
 
 
+class _Thread:
+    """Makes calls, one after the other; between them it is in ``idle``."""
+
+    idle: Final[list[_Thread]] = []
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[_Call[Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="mover-abandonable", daemon=True).start()
+
+    @classmethod
+    def make(cls, call: _Call[Any]) -> None:
+        """Hands a call to a thread that has none."""
+        try:
+            thread = cls.idle.pop()
+        except IndexError:
+            thread = cls()
+        thread._calls.put(call)
+
+    def _run(self) -> None:
+        while True:
+            self._calls.get().run()  # nothing here holds on to the call, nor to its result
+            if len(self.idle) >= _IDLE_THREADS:
+                return
+            self.idle.append(self)
+
+
 async def run_abandonable(
     call: Callable[[], T],
     timeout_s: float,
@@ -71,7 +101,7 @@ async def run_abandonable(
     on_tick: Callable[[], None] | None = None,
     tick_s: float = 10.0,
 ) -> T:
-    """The result of a blocking ``call``, made in a thread of its own.
+    """The result of a blocking ``call``, made in a thread that does nothing else meanwhile.
 
     After ``timeout_s`` seconds, or when cancelled, the call is left behind: it goes on until the system lets it go, so
     it must touch nothing that others use. A result that comes too late goes to ``dispose``, on whichever thread.
@@ -81,7 +111,7 @@ async def run_abandonable(
         TimeoutError: the deadline passed.
     """
     job = _Call(call, dispose)
-    threading.Thread(target=job.run, name="mover-abandonable", daemon=True).start()
+    _Thread.make(job)
     try:
         with anyio.fail_after(timeout_s):
             while not job.finished.is_set():
