@@ -102,9 +102,10 @@ bench-daemon-soak: $(STAMP) ## the daemon's memory and open files over 20 minute
 
 check: lint types test ## lint, types, test
 
-# Not in the lock: it writes the lock. Addresses and local paths are kept out, so that the lock fits every index.
+# Not in the lock: it writes the lock. Addresses and local paths are kept out, so that the lock fits every index; extras are kept
+# in, because older pips look for a newer release of a package that is asked for with an extra.
 LOCK = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	--no-emit-index-url --no-emit-find-links pyproject.toml $(UPGRADE)
+	--no-emit-index-url --no-emit-find-links --no-strip-extras pyproject.toml $(UPGRADE)
 lock: ## write requirements.lock and requirements-runtime.lock anew (UPGRADE=--upgrade for newer versions)
 	test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet 'uv>=$(UV_VERSION)'; }
 	$(LOCK) --all-extras --output-file requirements.lock
