@@ -102,14 +102,17 @@ bench-daemon-soak: $(STAMP) ## the daemon's memory and open files over 20 minute
 
 check: lint types test ## lint, types, test
 
-# Not in the lock: it writes the lock. Addresses and local paths are kept out, so that the lock fits every index; extras are kept
-# in, because older pips look for a newer release of a package that is asked for with an extra.
+# Not in the lock: it writes the lock. Addresses and local paths are kept out, so that the lock fits every index. What is locked
+# with extras is listed without them, too: pip before 23.3 takes neither line for the other.
 LOCK = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links --no-strip-extras pyproject.toml $(UPGRADE)
+BOTH = awk 'function end() { printf "%s", entry; if (entry ~ /^[^=]*\[/) { sub(/\[[^]]*\]/, "", entry); printf "%s", entry } entry = "" } \
+	/^[a-z0-9]/ { end() } { entry = entry $$0 "\n" } END { end() }'
 lock: ## write requirements.lock and requirements-runtime.lock anew (UPGRADE=--upgrade for newer versions)
 	test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet 'uv>=$(UV_VERSION)'; }
 	$(LOCK) --all-extras --output-file requirements.lock
 	$(LOCK) --extra flows --extra daemon --extra build --constraints requirements.lock --output-file requirements-runtime.lock
+	for lock in requirements.lock requirements-runtime.lock; do $(BOTH) $$lock >$$lock.part && mv $$lock.part $$lock; done
 	! grep -nE '://| @ |^-' requirements.lock requirements-runtime.lock
 
 clean: ## remove what was made here
