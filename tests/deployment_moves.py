@@ -149,7 +149,7 @@ class Facility:
             raise
         return self.deployment.runtime_container(self.runs(job_id)[-1]["id"])
 
-    def wait_for_end(self, job_id: str, timeout_s: float = 150.0) -> None:
+    def wait_for_end(self, job_id: str, timeout_s: float = 300.0) -> None:
         """Until the job has ended and none of its runs is alive."""
 
         def ended() -> bool:

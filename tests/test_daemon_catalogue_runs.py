@@ -53,7 +53,8 @@ async def test_the_catalogue_sees_a_job_begin_its_datasets_and_its_end(
     async with service_of(config, scicat_server) as service:
         job, _ = await service.submit(order(DATASET, OTHER), owner="scicat", catalogue_job=archival)
         done = await ended(service, job.id)
-        assert (done.state, done.reason) == ("done", "the catalogue shows finishedSuccessful")
+        shown = (done, control.state.jobs[archival])
+        assert (done.state, done.reason) == ("done", "the catalogue shows finishedSuccessful"), shown
         assert control.job_statuses(archival)[-2:] == ["inProgress", "finishedSuccessful"]
         assert control.lifecycle(DATASET)["retrievable"] is True
         retrieval = control.seed_job("retrieve", [DATASET])
@@ -66,6 +67,7 @@ async def test_the_catalogue_sees_a_job_begin_its_datasets_and_its_end(
     assert control.job_statuses(retrieval)[-1] == "finishedSuccessful"
 
 
+@pytest.mark.slow
 async def test_a_failed_dataset_is_told_with_its_error_and_the_job_with_its_verdict(
     config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
 ) -> None:
@@ -99,6 +101,7 @@ async def test_a_cancelled_job_leaves_no_dataset_in_progress(config: EngineConfi
     assert control.lifecycle(DATASET)["archiveStatusMessage"] == "datasetCreated"
 
 
+@pytest.mark.slow
 async def test_the_end_of_a_job_that_the_catalogue_missed_is_told_after_a_restart(
     config: EngineConfig, scicat_server: ScicatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,7 @@ def _block(seconds: float) -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_a_blocked_loop_is_seen_from_outside_with_where_it_stands(
     tmp_path: Path, manager: Notifications, caplog: pytest.LogCaptureFixture
 ) -> None:

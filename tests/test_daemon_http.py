@@ -177,6 +177,7 @@ async def test_events_have_ids_go_on_after_the_last_one_and_end_with_the_job(con
         assert (await read_events(client, f"/v1/jobs/{job.id}/events", "x"))[0] == 400
 
 
+@pytest.mark.slow
 async def test_a_stream_without_news_is_kept_alive_and_ended_when_the_daemon_stops(held: Served) -> None:
     async with browser(held) as client:
         job_id = (await client.post("/v1/jobs", json=ORDER)).json()["id"]
@@ -195,6 +196,7 @@ async def test_a_stream_without_news_is_kept_alive_and_ended_when_the_daemon_sto
     assert refused.status_code == 503
 
 
+@pytest.mark.slow
 async def test_a_reader_that_goes_leaves_no_stream_behind(held: Served) -> None:
     async with browser(held) as client, client.stream("GET", "/v1/events") as stream:
         assert stream.status_code == 200

@@ -79,6 +79,7 @@ def test_it_serves_from_the_first_request_to_an_orderly_end(place: World) -> Non
     assert "no answer" in gone.stderr
 
 
+@pytest.mark.slow
 def test_nobody_from_elsewhere_gets_in_without_a_token_and_a_port_has_one_daemon(place: World) -> None:
     refused = _mover(place, "serve", MOVER_HOST="0.0.0.0")  # noqa: S104 - refused
     assert refused.returncode == 2
@@ -92,6 +93,7 @@ def test_nobody_from_elsewhere_gets_in_without_a_token_and_a_port_has_one_daemon
     assert "cannot listen on 127.0.0.1" in in_use.stderr
 
 
+@pytest.mark.slow
 def test_the_page_is_read_with_a_session_and_nothing_can_be_ordered_with_it(place: World) -> None:
     tokens = _token_file(place, f"eve:read:{READER}", f"olga:operate:{OPERATOR}")
     with place.daemon(MOVER_TOKEN_FILE=str(tokens), MOVER_HOST="0.0.0.0") as daemon:  # noqa: S104 - behind tokens

@@ -58,6 +58,7 @@ def loaded(row: JobRow, items: list[ItemRow]) -> Job:
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_requests_that_wait_are_committed_together_and_in_their_order(tmp_path: Path) -> None:
     async with Store.open(tmp_path / "daemon") as store:
         steps: list[int] = []
@@ -226,6 +227,7 @@ def _distinct_jobs(connection: sqlite3.Connection, table: str) -> int:
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_a_page_of_50_000_jobs_is_read_from_indexes(tmp_path: Path) -> None:
     def fill(connection: sqlite3.Connection) -> None:
         for number in range(50_000):

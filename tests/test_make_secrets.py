@@ -82,6 +82,7 @@ def test_missing_secrets_are_created_for_their_owner_alone_and_not_shown(project
     assert secrets["movertoken"].splitlines()[1] == f"scicat:operate:{secrets['scicattrigger'].strip()}"
 
 
+@pytest.mark.slow
 def test_random_values_differ_between_secrets_and_between_projects(tmp_path: Path) -> None:
     values = []
     for name in ("one", "two"):
@@ -125,6 +126,7 @@ def test_without_an_owner_nothing_is_created(project: Path, text: str, said: str
     assert not (project / ".secrets").exists()
 
 
+@pytest.mark.slow
 def test_the_last_owner_of_the_file_counts_and_the_environment_beats_it(project: Path) -> None:
     user, group = os.getuid(), os.getgid()
     (project / ".env").write_text(_owner(user + 1, group + 1) + _owner(user, group), encoding="utf-8")

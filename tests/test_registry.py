@@ -21,6 +21,7 @@ from tests.prefect_servers import PrefectServer
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.slow,  # a server is set back for each
     # Prefect leaves the connections of its threads to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

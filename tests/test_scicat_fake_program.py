@@ -139,6 +139,7 @@ def test_all_that_was_answered_is_there_after_a_restart(program: Program, kill: 
     assert b"from-a-file" not in program.state.read_bytes()
 
 
+@pytest.mark.slow
 def test_deletions_and_a_reset_are_kept_too(program: Program) -> None:
     with program.running(kill=True) as client:
         announce(client)
@@ -154,6 +155,7 @@ def test_deletions_and_a_reset_are_kept_too(program: Program) -> None:
         assert everything(client) == after
 
 
+@pytest.mark.slow
 def test_changes_that_come_together_are_all_kept(program: Program) -> None:
     with program.running(kill=True) as client:
         announce(client)
@@ -220,6 +222,7 @@ def _with_mover(client: httpx.Client, work: Callable[[SciCat], Awaitable[str]]) 
     return anyio.run(run)
 
 
+@pytest.mark.slow
 def test_the_movers_trial_needs_nothing_but_its_account(program: Program) -> None:
     dataset = TrialDataset(PID, 25_000, 1)
 

@@ -163,6 +163,7 @@ class RangeRequest:
         except ssl.SSLCertVerificationError as exc:
             raise ObjectAccessError(_OP, item.location, str(exc)) from exc
         except (TimeoutError, BlockingIOError) as exc:  # the second: SO_RCVTIMEO ran out
+            ranges.close()  # the others lead the same way: each would cost another stall
             raise StallError(_OP, item.location, ranges._stall_timeout_s) from exc  # noqa: SLF001
         except (HTTPException, OSError) as exc:
             raise ObjectTransientError(_OP, item.location, str(exc) or type(exc).__name__) from exc

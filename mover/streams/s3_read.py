@@ -36,6 +36,7 @@ __all__ = ["ReaderStatistics", "S3Reader"]
 
 _OP = "GET"
 _CHUNK_BYTES = 256 << 10
+_IDLE = timedelta(seconds=10)  # a connection kept longer may lead nowhere, and only a stall would tell
 
 
 class ReaderStatistics(msgspec.Struct, frozen=True):
@@ -163,6 +164,7 @@ class S3Reader:
                     "allow_http": endpoint.endpoint_url.startswith("http://"),
                     "connect_timeout": timedelta(seconds=endpoint.connect_timeout_s),
                     "timeout": timedelta(days=1),  # stalls are watched here, not total times
+                    "pool_idle_timeout": _IDLE,
                 },
                 retry_config={"max_retries": 0},
             )
