@@ -33,7 +33,7 @@ flows: $(STAMP) ## archive and retrieve a dataset through Prefect and a catalogu
 	$(BIN)/python -m tests.flows_demo $(ARGS)
 
 # Everything on this machine; PRODUCTION=1 takes .env alone.
-COMPOSE = docker compose --env-file .env $(if $(PRODUCTION),,--env-file .development.env)
+COMPOSE = SOURCE_REVISION=$$(git rev-parse --short HEAD 2>/dev/null) docker compose --env-file .env $(if $(PRODUCTION),,--env-file .development.env)
 
 secrets: ## create the secrets of the deployment that are missing, in .secrets
 	@docker/make-secrets

@@ -37,8 +37,8 @@ LABEL org.opencontainers.image.title="mover" \
       org.opencontainers.image.version="${MOVER_VERSION}" \
       org.opencontainers.image.revision="${SOURCE_REVISION}"
 # Folders that volumes are mounted on: a new local volume takes over their owner.
-RUN groupadd --gid "${MOVER_GID}" mover \
- && useradd --uid "${MOVER_UID}" --gid "${MOVER_GID}" --no-create-home --home-dir /tmp --shell /usr/sbin/nologin mover \
+RUN groupadd --non-unique --gid "${MOVER_GID}" mover \
+ && useradd --non-unique --uid "${MOVER_UID}" --gid "${MOVER_GID}" --no-create-home --home-dir /tmp --shell /usr/sbin/nologin mover \
  && install -d -o mover -g mover -m 0700 /var/lib/prefect /var/lib/scicat \
  && install -d -o mover -g mover -m 0755 /tmp/scratch /tmp/LTS
 COPY --from=packages /opt/mover /opt/mover

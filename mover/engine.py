@@ -46,6 +46,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     buckets: Buckets
     lts_root: Path
     scratch_folder: Path
+    lts_filesystem: str = ""  # type that the LTS has to have; '': any
     target_bytes: int = 200 << 20
     free_space_percentage: float = 20.0
     lts_file_timeout_s: float = 300.0
@@ -97,10 +98,10 @@ class Engine:
         stages of every datablock.
 
         Raises:
-            MissingMountError: the LTS root is not there.
+            MissingMountError: the LTS root is not there, or not on the type of file system that it has to have.
             LtsError: it cannot be probed.
         """
-        profile = await run_abandonable(lambda: probe_mount(config.lts_root), config.lts_file_timeout_s)
+        profile = await run_abandonable(lambda: _probe(config), config.lts_file_timeout_s)
         async with (
             S3Store.open(config.s3, policy=config.retry) as store,
             S3Reader.open(config.s3, threads=config.streams) as reader,
@@ -173,6 +174,12 @@ class Engine:
             parts.tally,
             dict(parts.lanes.retries + Counter(store.retries)),
         )
+
+
+def _probe(config: EngineConfig) -> MountProfile:
+    """What the mount can do; nothing is written to another one than the LTS. Blocking."""
+    free_space(config.lts_root, config.lts_filesystem)
+    return probe_mount(config.lts_root)
 
 
 def _build(

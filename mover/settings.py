@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "never"
 
     lts_storage_root: Annotated[Path, _lts("where the LTS share is mounted", PATH)] = _LTS
+    lts_filesystem: Annotated[str, _lts("type that the LTS has to have, as nfs; any: not looked at", WORD)] = "any"
     lts_free_space_percentage: Annotated[int, _lts("share of the LTS that stays free, percent", whole(0, 99))] = 20
 
     minio_region: Annotated[str, _minio("region of the S3 storage", WORD)] = "eu-west-1"
@@ -170,7 +171,7 @@ def load_settings(
 
     Args:
         options: values of command-line options under the upper-case names; None means not given.
-        config: the TOML file; None: the file that ``MOVER_CONFIG`` names, if any.
+        config: the TOML file; None: the files that ``MOVER_CONFIG`` names, if any, with ``:`` between; the last counts.
         environ: None: the process's own environment.
         variables: Prefect Variables under the lower-case names.
 
@@ -181,10 +182,9 @@ def load_settings(
     sources = [_Source("option", {name: value for name, value in (options or {}).items() if value is not None})]
     sources.append(_Source("environment", _ours(env)))
     sources.append(_Source("prefect variable", _upper_case(variables or {})))
-    if config is None and "MOVER_CONFIG" in env:
-        config = PATH.parse("MOVER_CONFIG", env["MOVER_CONFIG"], "environment")
-    if config is not None:
-        sources.append(_Source(f"file {config}", _read_toml(config)))
+    named = env.get("MOVER_CONFIG", "").split(":") if config is None and "MOVER_CONFIG" in env else []
+    files = [config] if config is not None else [PATH.parse("MOVER_CONFIG", name, "environment") for name in named]
+    sources += [_Source(f"file {path}", _read_toml(path)) for path in reversed(files)]
     for source in sources:
         _refuse_unknown(source)
     values: dict[str, Any] = {}

@@ -46,6 +46,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         ),
         lts_root=settings.lts_storage_root,
         scratch_folder=settings.archiver_scratch_folder,
+        lts_filesystem="" if settings.lts_filesystem == "any" else settings.lts_filesystem,
         target_bytes=settings.archiver_target_size_mb * _MIB,
         free_space_percentage=settings.lts_free_space_percentage,
         lts_file_timeout_s=settings.archiver_lts_file_timeout_s,

@@ -13,10 +13,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mover.engine import Engine, EngineConfig
 from mover.errors import LtsError, MissingMountError
+from mover.parts import Buckets
 from mover.streams import lts_mount
 from mover.streams.lts_mount import allocate, filesystem_of, free_space, probe_mount
 from mover.streams.lts_writer import LtsWriter
+from mover.streams.s3_calls import S3Endpoint
 from tests.lts_mounts import PLAIN, old_filesystem, small_mount, write_once
 
 
@@ -148,3 +151,20 @@ def test_where_nothing_can_be_allocated_nothing_is_written_instead(tmp_path: Pat
         writer.write_at(0, [b"data"])
         writer.commit()
         assert (share / "d_1.tar").read_bytes() == b"data"
+
+
+@pytest.mark.anyio
+async def test_an_engine_writes_nothing_where_the_lts_is_not_of_its_type(tmp_path: Path) -> None:
+    config = EngineConfig(
+        s3=S3Endpoint(endpoint_url="http://127.0.0.1:9", region="r", access_key="a", secret_key="s"),
+        buckets=Buckets(landing_zone="l", staging="s", retrieval="r"),
+        lts_root=tmp_path,
+        scratch_folder=tmp_path,
+        lts_filesystem="nfs",
+    )
+    with pytest.raises(MissingMountError, match="nfs"):
+        async with Engine.open(config):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    async with Engine.open(msgspec.structs.replace(config, lts_filesystem=filesystem_of(tmp_path))):
+        pass

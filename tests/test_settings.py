@@ -47,6 +47,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "ARCHIVER_LTS_WAIT_BEFORE_VERIFY_S": "0",
         "ARCHIVER_STAGING": "never",
         "LTS_STORAGE_ROOT": "/tmp/LTS",
+        "LTS_FILESYSTEM": "any",
         "LTS_FREE_SPACE_PERCENTAGE": "20",
         "MINIO_REGION": "eu-west-1",
         "MINIO_ENDPOINT": "-",
@@ -353,3 +354,14 @@ def test_importing_the_settings_is_light() -> None:
 def test_every_field_is_in_the_table() -> None:
     names = {row.name.lower() for row in setting_rows(Settings())}
     assert names | {"origins"} == {field.name for field in msgspec.structs.fields(Settings)}
+
+
+def test_of_several_configuration_files_the_last_counts(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text('[minio]\nMINIO_REGION = "one"\nMINIO_ENDPOINT = "one:1"\n')
+    two.write_text('[minio]\nMINIO_ENDPOINT = "two:2"\n')
+    settings = load_settings(environ={"MOVER_CONFIG": f"{one}:{two}"})
+    assert (settings.minio_region, settings.minio_endpoint) == ("one", "two:2")
+    assert settings.origins["MINIO_ENDPOINT"] == f"file {two}"
+    with pytest.raises(ConfigError, match="MOVER_CONFIG|config"):
+        load_settings(environ={"MOVER_CONFIG": f"{one}:"})
