@@ -363,5 +363,5 @@ def test_of_several_configuration_files_the_last_counts(tmp_path: Path) -> None:
     settings = load_settings(environ={"MOVER_CONFIG": f"{one}:{two}"})
     assert (settings.minio_region, settings.minio_endpoint) == ("one", "two:2")
     assert settings.origins["MINIO_ENDPOINT"] == f"file {two}"
-    with pytest.raises(ConfigError, match="MOVER_CONFIG|config"):
+    with pytest.raises(ConfigError, match="MOVER_CONFIG"):
         load_settings(environ={"MOVER_CONFIG": f"{one}:"})
