@@ -169,6 +169,7 @@ def test_a_bad_configuration_is_named_and_stops(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_missing_setting_is_a_configuration_error_where_it_is_needed(site: Site) -> None:
     del site.environ["MINIO_ENDPOINT"]
     assert site.run("ls").returncode == ExitCode.USAGE
@@ -227,6 +228,7 @@ def test_a_dataset_is_archived_listed_and_verified_and_a_second_time_adopted(sit
     assert "sub/[x]\\ttab.bin" in site.run("ls", _PID, "--members").stdout
 
 
+@pytest.mark.slow
 def test_one_dataset_that_fails_does_not_stop_the_others(site: Site) -> None:
     site.upload(_PID, {"x": b"1"})
     site.upload("20.500.1/two", {"x": b"2"})
@@ -257,6 +259,7 @@ def test_a_damaged_datablock_is_an_integrity_failure_until_it_is_repaired(site: 
     assert site.document("verify", _PID)["code"] == 0
 
 
+@pytest.mark.slow
 def test_a_busy_dataset_is_waited_for_as_long_as_asked(site: Site) -> None:
     site.upload(_PID, {"x": b"1"})
     folder = LtsFolder.open(site.lts, _PID, probe_mount(site.lts))
@@ -271,6 +274,7 @@ def test_a_busy_dataset_is_waited_for_as_long_as_asked(site: Site) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_an_interrupted_archive_goes_on_where_it_stopped(site: Site, number: signal.Signals) -> None:
     body = b"z" * 900_000
     site.upload(_PID, {"x": body})
@@ -318,6 +322,7 @@ def test_a_dataset_comes_back_by_links_on_stdout_and_by_a_script(site: Site, tmp
         assert httpx.get(link, trust_env=False).content == (site.lts / archive_id(_PID, number)).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_single_file_comes_back(site: Site) -> None:
     files = _some_files()
     site.upload(_PID, files)

@@ -247,6 +247,7 @@ WRONG_ENVIRONMENT: dict[str, tuple[dict[str, str | None], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_TOML)
+@pytest.mark.slow
 async def test_a_wrong_file_writes_nothing(
     client: PrefectClient, environ: dict[str, str], toml: Callable[[str], Path], case: str
 ) -> None:
@@ -259,6 +260,7 @@ async def test_a_wrong_file_writes_nothing(
 
 
 @pytest.mark.parametrize("case", WRONG_ENVIRONMENT)
+@pytest.mark.slow
 async def test_a_wrong_environment_writes_nothing(client: PrefectClient, environ: dict[str, str], case: str) -> None:
     given, pattern = WRONG_ENVIRONMENT[case]
     before = await _everything(client)
@@ -277,6 +279,7 @@ async def test_a_wrong_environment_writes_nothing(client: PrefectClient, environ
         (TEMPLATE | {"variables": {"properties": {}}}, "env"),
     ],
 )
+@pytest.mark.slow
 async def test_a_wrong_template_writes_nothing(
     client: PrefectClient, environ: dict[str, str], tmp_path: Path, template: object, pattern: str
 ) -> None:
@@ -313,6 +316,7 @@ async def test_a_server_that_is_away_is_waited_for_until_the_deadline(environ: d
 
 
 # ---------------------------------------------------------------------------------------------------- the command
+@pytest.mark.slow
 def test_the_command_tells_by_its_exit_code_and_shows_no_secret(
     prefect_server: PrefectServer,
     environ: dict[str, str],

@@ -40,6 +40,7 @@ durable.write_file_durably(Path(sys.argv[1]), b"new" * 10_000)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_line_leaves_the_old_content_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     contents = []

@@ -187,6 +187,7 @@ def test_priorities_order_one_owners_work_and_nobody_elses() -> None:
     assert Counter(one.owner for one in order[:4]) == {"loud": 2, "quiet": 2}
 
 
+@pytest.mark.slow
 def test_100_000_datasets_of_20_000_owners_are_queued_and_picked_in_seconds() -> None:
     queue: FairQueue[Item] = FairQueue()
     began = time.perf_counter()

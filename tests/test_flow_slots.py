@@ -49,6 +49,7 @@ def _requests(proxy: FaultProxy, what: str) -> int:
     return sum(seen.target.endswith(what) for seen in proxy.seen)
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_busy_for_a_moment_is_asked_again_at_once(prefect_server: PrefectServer) -> None:
     async with _limited(prefect_server) as proxy, open_slots() as slots:
         async with slots.held(TAG, uuid4()):  # opens the connection
@@ -81,6 +82,7 @@ async def test_a_slot_that_nobody_wants_next_goes_back_while_the_run_goes_on(pre
         assert await _taken() == 0
 
 
+@pytest.mark.slow
 async def test_a_slot_that_is_taken_is_waited_for(prefect_server: PrefectServer) -> None:
     async with _limited(prefect_server) as proxy, open_slots() as ours, open_slots() as theirs:
         order = []

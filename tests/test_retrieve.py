@@ -130,6 +130,7 @@ async def test_an_object_that_is_another_one_is_replaced(config: EngineConfig, s
 
 @pytest.mark.parametrize("as_files", [False, True])
 @pytest.mark.parametrize("last_datablock", [False, True])
+@pytest.mark.slow
 async def test_damaged_bytes_on_the_lts_never_appear(
     config: EngineConfig, s3_server: S3Server, *, as_files: bool, last_datablock: bool
 ) -> None:
@@ -179,6 +180,7 @@ async def test_single_files_are_read_at_their_offset_and_nothing_else(
     assert retrieved(s3_server, config) == {PREFIX + path: FILES[path] for path in ("large", "z")}
 
 
+@pytest.mark.slow
 async def test_a_folder_names_all_that_is_below_it(config: EngineConfig) -> None:
     await archive(config)
     async with open_engine(config) as engine:
@@ -198,6 +200,7 @@ async def test_unknown_files_are_all_named_before_anything_is_read(config: Engin
     assert object_keys(s3_server, config.buckets.retrieval) == []
 
 
+@pytest.mark.slow
 async def test_a_dataset_that_is_not_there_or_not_complete_is_refused(config: EngineConfig) -> None:
     async with open_engine(config) as engine:
         with pytest.raises(DatasetNotFoundError):
@@ -209,6 +212,7 @@ async def test_a_dataset_that_is_not_there_or_not_complete_is_refused(config: En
     assert caught.value.missing == (1,)
 
 
+@pytest.mark.slow
 async def test_a_failed_upload_leaves_nothing_behind(config: EngineConfig, s3_server: S3Server, tmp_path: Path) -> None:
     await archive(config)
     async with FaultProxy(s3_server.endpoint_url) as proxy:
@@ -230,6 +234,7 @@ async def test_a_failed_upload_leaves_nothing_behind(config: EngineConfig, s3_se
     ],
     ids=["sending", "beginning"],
 )
+@pytest.mark.slow
 async def test_a_cancelled_retrieval_leaves_nothing_behind(
     config: EngineConfig, s3_server: S3Server, tmp_path: Path, rule: Rule
 ) -> None:

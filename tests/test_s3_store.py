@@ -216,6 +216,7 @@ async def test_attempts_end(faulty: S3Store, proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize("fault", [CutRequest(70_000), CorruptRequest(100_000), StallRequest(65_536), LoseReply()])
+@pytest.mark.slow
 async def test_a_damaged_upload_is_sent_again(
     store: S3Store, faulty: S3Store, proxy: FaultProxy, fault: CutRequest | CorruptRequest | StallRequest | LoseReply
 ) -> None:
@@ -228,6 +229,7 @@ async def test_a_damaged_upload_is_sent_again(
     assert faulty.statistics().retries["transient"] in {1, 2}  # aiohttp repeats once by itself after a disconnect
 
 
+@pytest.mark.slow
 async def test_a_silent_server_is_a_stall(faulty: S3Store, proxy: FaultProxy) -> None:
     proxy.rules.append(Rule(StallReply(), target="list-type=2", times=math.inf))
     with pytest.raises(StallError):

@@ -63,6 +63,7 @@ async def _state(client: PrefectClient, run: FlowRun) -> StateType | None:
     return (await client.read_flow_run(run.id)).state_type
 
 
+@pytest.mark.slow
 async def test_a_run_whose_heartbeats_stopped_is_declared_crashed_and_one_that_beats_is_not(
     client: PrefectClient,
 ) -> None:
@@ -91,6 +92,7 @@ async def test_a_run_that_was_never_heard_of_gets_time_to_begin_and_then_counts_
     assert await _state(client, run) is StateType.CRASHED
 
 
+@pytest.mark.slow
 async def test_slots_are_freed_only_when_nothing_has_run_for_longer_than_a_lease_lasts(
     client: PrefectClient, flow_world: FlowWorld
 ) -> None:

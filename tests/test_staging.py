@@ -116,6 +116,7 @@ async def test_archiving_over_staging_reads_the_source_once_and_leaves_the_bucke
     assert on_the_lts(other) == on_the_lts(config)
 
 
+@pytest.mark.slow
 async def test_an_interrupted_staging_fetches_only_the_parts_that_are_missing(
     config: EngineConfig, s3_server: S3Server, journal: DatablockJournal, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ async def test_an_interrupted_staging_fetches_only_the_parts_that_are_missing(
     assert staged(s3_server, config) == on_the_lts(config)
 
 
+@pytest.mark.slow
 async def test_parts_that_the_bucket_lost_are_uploaded_again(
     config: EngineConfig, s3_server: S3Server, journal: DatablockJournal, tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ async def test_a_finished_object_is_adopted_with_the_digests_of_the_journal(
         assert await stage(parts, journal) == ByteCounters()
 
 
+@pytest.mark.slow
 async def test_a_finished_object_without_its_digests_is_staged_again(
     config: EngineConfig, journal: DatablockJournal, tmp_path: Path
 ) -> None:
@@ -174,6 +177,7 @@ async def test_a_finished_object_without_its_digests_is_staged_again(
     assert counters.landing_zone_read_bytes == sum(map(len, FILES.values()))
 
 
+@pytest.mark.slow
 async def test_an_object_that_somebody_else_put_there_is_replaced(
     config: EngineConfig, s3_server: S3Server, journal: DatablockJournal
 ) -> None:
