@@ -7,6 +7,7 @@ job, which is shown for as long as it is kept.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from tests.servers import S3Server, fresh_bucket
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-_EXAMPLES = 2_000
+_EXAMPLES = int(os.environ.get("MOVER_TEST_EXAMPLES", "2000"))  # fewer where time is short
 
 
 @pytest.fixture
