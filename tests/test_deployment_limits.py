@@ -22,6 +22,7 @@ _JOBS = 4
 _SIZES = {f"frames/{index}.tif": 12 * MIB for index in range(4)}  # each a datablock of its own
 _REPLY_S = 2.0
 _LOOK_S = 0.02
+_UNFINISHED = f"**/.*.tar.{'[0-9a-f]' * 16}.part"
 
 
 class LtsWatch:
@@ -50,7 +51,8 @@ class LtsWatch:
     def _watch(self) -> None:
         before: set[tuple[str, str]] = set()
         while not self._stop.wait(_LOOK_S):
-            now = {("there", path.name) for path in self._lts.glob("**/.*.part")}
+            # Manifests have unfinished files too, which no limit speaks of.
+            now = {("there", path.name) for path in self._lts.glob(_UNFINISHED)}
             now |= {("open", name) for name in _open_parts({name for _, name in now})}
             self.most |= Counter(use for use, _ in before & now)
             before = now
