@@ -6,6 +6,7 @@ costs a few syncs of the disk and not a thousand. Readers have connections of th
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any, Final, TypeVar
 import anyio
 import anyio.to_thread
 
+from mover.daemon_priority import prompt_executor
 from mover.daemon_store_schema import SCHEMA, SCHEMA_VERSION
 from mover.errors import DaemonRunningError, JournalError, MoverError
 from mover.parts import now_iso
@@ -65,7 +67,7 @@ class Store:
         self._writer, self._readers = writer, list(readers)
         self._requests: deque[Pending] = deque()
         self._wake = anyio.Event()
-        self._write_limit, self._read_limit = anyio.CapacityLimiter(1), anyio.CapacityLimiter(len(readers))
+        self._read_limit = anyio.CapacityLimiter(len(readers))
         self._closing = False
 
     @classmethod
@@ -140,13 +142,15 @@ class Store:
         self._wake.set()
 
     async def _commit_requests(self) -> None:
-        with anyio.CancelScope(shield=True):  # it ends by `_close_intake`, after the last request
+        loop = asyncio.get_running_loop()
+        # it ends by `_close_intake`, after the last request
+        with anyio.CancelScope(shield=True), prompt_executor("journal") as thread:
             while True:
                 await self._wake.wait()
                 self._wake = anyio.Event()
                 while self._requests:
                     batch = [self._requests.popleft() for _ in range(min(_BATCH, len(self._requests)))]
-                    await anyio.to_thread.run_sync(self._commit, batch, limiter=self._write_limit)
+                    await loop.run_in_executor(thread, self._commit, batch)
                     for request in batch:
                         request.done.set()
                 if self._closing:

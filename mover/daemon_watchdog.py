@@ -2,6 +2,7 @@
 
 The loop gives a sign of life several times a second. When none comes for a while, the thread logs where the loop
 stands, and withholds the sign of life that the service manager waits for: it restarts the daemon if that goes on.
+It also sees to it that threads which move bytes give way to the loop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import anyio
 import msgspec
 
 from mover.daemon_notify import Notifier
+from mover.daemon_priority import PROMPT, give_way
 from mover.tasks import open_task_group
 
 __all__ = ["LoopState", "LoopWatchdog"]
@@ -60,7 +62,7 @@ class LoopWatchdog:
         self._notifier, self._blocked_after_s = notifier, blocked_after_s
         self.on_lag: Callable[[float], None] = lambda _: None
         """Told on the loop, several times a second, by how many seconds a timer was late."""
-        self._thread_id = 0
+        self._thread_id = self._native_id = 0
         self._beat_s = time.monotonic()
         self._lag_s = 0.0
         self._worst = (0.0, 0.0)  # of this span and of the one before
@@ -86,9 +88,9 @@ class LoopWatchdog:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Watches the running loop inside the block."""
-        self._thread_id = threading.get_ident()
+        self._thread_id, self._native_id = threading.get_ident(), threading.get_native_id()
         self._beat_s = time.monotonic()
-        thread = threading.Thread(target=self._watch, name="mover-watchdog", daemon=True)
+        thread = threading.Thread(target=self._watch, name=f"{PROMPT}-watchdog", daemon=True)
         thread.start()
         try:
             async with open_task_group() as tasks:
@@ -116,6 +118,7 @@ class LoopWatchdog:
         look_s = min(_LOOK_S, period_s or _LOOK_S)
         looked_s = time.monotonic()
         while not self._ended.wait(look_s):
+            give_way(self._native_id)
             now_s = time.monotonic()
             if now_s - looked_s > look_s + self._blocked_after_s / 2:  # this thread did not run, either
                 _log.warning("the whole process stood still for %.1f s", now_s - looked_s)
