@@ -193,6 +193,7 @@ def test_a_missing_mount_is_a_system_error(site: Site) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ the way forward
+@pytest.mark.slow
 def test_plans_and_dry_runs_write_nothing(site: Site) -> None:
     site.upload(_PID, _some_files())
     before = object_keys(site.server, site.landing_zone)

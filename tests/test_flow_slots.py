@@ -19,6 +19,7 @@ from tests.prefect_servers import PrefectServer
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.slow,
     # Prefect leaves the connections of its threads to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -92,6 +92,7 @@ async def test_a_created_test_dataset_archives_and_verifies() -> None:
     assert verified.message == "1 datablock(s) agree with their manifests"
 
 
+@pytest.mark.slow
 async def test_a_missing_limit_stops_the_run_before_anything_moves(flow_world: FlowWorld) -> None:
     from flows.archive import archive_datasetlist
 

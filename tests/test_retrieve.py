@@ -155,6 +155,7 @@ async def test_a_damaged_tar_header_never_appears(config: EngineConfig, s3_serve
     assert archive_id(DATASET, 1) not in object_keys(s3_server, config.buckets.retrieval)
 
 
+@pytest.mark.slow
 async def test_members_come_back_as_objects_under_their_names(config: EngineConfig, s3_server: S3Server) -> None:
     await archive(config)
     async with open_engine(config) as engine:

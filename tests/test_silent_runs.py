@@ -18,6 +18,7 @@ from tests.flow_world import FlowWorld
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.slow,
     # Prefect leaves the connections of its threads to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -101,6 +101,7 @@ async def test_a_staged_object_is_the_tar_file_byte_for_byte(
     assert counters.staging_written_bytes == len(on_the_lts(config))
 
 
+@pytest.mark.slow
 async def test_archiving_over_staging_reads_the_source_once_and_leaves_the_bucket_empty(
     config: EngineConfig, s3_server: S3Server, tmp_path: Path
 ) -> None:
