@@ -26,7 +26,7 @@ from tests.servers import S3Server, fresh_bucket
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-_EXAMPLES = int(os.environ.get("MOVER_TEST_EXAMPLES", "2000"))  # fewer where time is short
+_EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "2000"))  # fewer where time is short
 _EXAMPLES_OF_EACH = min(100, max(1, _EXAMPLES // 20))  # of each operation, in one run
 
 
