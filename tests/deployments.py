@@ -3,7 +3,7 @@
 ``docker_deployment`` is one for the session: a fresh clone of the repository, brought up by the commands of the README
 under a project name, with ports and secrets of its own, and removed with its volumes at the end. The build cache stays.
 Tests leave it up and healthy, but for the last one, which takes it away.
-``MOVER_TEST_DEPLOYMENT=<folder>`` keeps it, with its clone in that folder, and takes it again the next time.
+``TEST_DEPLOYMENT=<folder>`` keeps it, with its clone in that folder, and takes it again the next time.
 
 Tests with the mark ``docker`` need an engine that answers, compose, git, and root, who sees into volumes and processes.
 Where Docker is installed and ``CI`` is set they fail without; otherwise they are left out with a line that says why.
@@ -36,7 +36,7 @@ __all__ = ["BOTH", "Deployment", "docker", "docker_deployment"]
 BOTH: Final = (".env", ".development.env")
 _ROOT = Path(__file__).parent.parent
 _TIMEOUT_S: Final = 600.0
-_KEPT = os.environ.get("MOVER_TEST_DEPLOYMENT", "")
+_KEPT = os.environ.get("TEST_DEPLOYMENT", "")
 _LEFT_OUT = pytest.StashKey[int]()
 _INHERITED: Final = ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONFIG", "LANG")
 

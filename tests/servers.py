@@ -1,7 +1,7 @@
 """Real S3 servers for tests, as fixtures; a pytest plugin that ``conftest.py`` loads.
 
 ``moto_server``  moto in a process of its own; complete, slow.
-``rgw_server``   Ceph RGW (``docker/rgw/ceph-rgw``), or the one that MOVER_TEST_RGW=<url>,<user>,<password> names.
+``rgw_server``   Ceph RGW (``docker/rgw/ceph-rgw``), or the one that TEST_RGW=<url>,<user>,<password> names.
 ``rclone_server``  ``rclone serve s3``: quick, ignores If-Match, returns the whole object's checksum on ranged GETs.
 ``s3_server``    the test runs once with moto and once with RGW.
 ``bucket``       makes buckets on ``s3_server`` that are gone after the test.
@@ -53,7 +53,7 @@ _RGW_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "mo
 _RGW_FOLDER = "mover-test-rgw-"
 _RGW_STARTS = 3  # a port that was free may be taken by the time that its program binds it
 _RGW_PACKAGES = "radosgw ceph-mon ceph-osd ceph-common uuid-runtime curl"
-_RGW_GIVEN = os.environ.get("MOVER_TEST_RGW", "")
+_RGW_GIVEN = os.environ.get("TEST_RGW", "")
 _START_TIMEOUT_S = 30.0
 _RGW_TIMEOUT_S = 240  # the first test that needs it waits for its start, which may take several attempts
 _LEFT_OUT = pytest.StashKey[int]()
