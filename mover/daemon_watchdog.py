@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 _BEAT_S = 0.1
 _LOOK_S = 0.5
 _RECENT_S = 60.0
+_STOOD_STILL = 0.1
+"""Processor time per second below which a process was stopped; one whose loop holds the interpreter is at work."""
 
 
 class LoopState(msgspec.Struct, frozen=True):
@@ -116,14 +118,15 @@ class LoopWatchdog:
         blocked_at_s: float | None = None  # the last beat before the loop was found blocked
         period_s = self._notifier.watchdog_s / 3
         look_s = min(_LOOK_S, period_s or _LOOK_S)
-        looked_s = time.monotonic()
+        looked_s, worked_s = time.monotonic(), time.process_time()
         while not self._ended.wait(look_s):
             give_way(self._native_id)
             now_s = time.monotonic()
-            if now_s - looked_s > look_s + self._blocked_after_s / 2:  # this thread did not run, either
-                _log.warning("the whole process stood still for %.1f s", now_s - looked_s)
+            late_s = now_s - looked_s - look_s  # this thread did not run, either
+            if late_s > self._blocked_after_s / 2 and time.process_time() - worked_s < late_s * _STOOD_STILL:
+                _log.warning("the whole process stood still for %.1f s", late_s)
                 self._beat_s = now_s
-            looked_s, beat_s = now_s, self._beat_s
+            looked_s, worked_s, beat_s = now_s, time.process_time(), self._beat_s
             silent_s = now_s - beat_s
             if blocked_at_s is not None and beat_s != blocked_at_s:
                 self._freed(beat_s - blocked_at_s)

@@ -140,9 +140,14 @@ class Deployment:
         until(healthy, timeout_s, f"healthy containers: {services or 'all'}")
 
     def listed(self) -> list[dict[str, Any]]:
-        """What ``docker compose ps`` lists."""
-        lines = self.compose("ps", "--all", "--format", "json").stdout.splitlines()
-        return [json.loads(line) for line in lines]
+        """What ``docker compose ps`` lists; it fails when a runtime container goes between its list and its look."""
+        for _ in range(10):
+            done = self.compose("ps", "--all", "--format", "json", check=False)
+            if "No such container" not in done.stderr:
+                break
+        if done.returncode:
+            pytest.fail(f"docker compose ps: exit code {done.returncode}\n{done.stderr}")
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     def container(self, service: str) -> str:
         """Id of a service's container."""

@@ -44,6 +44,7 @@ class FlowWorld:
         self.landing_zone, self.staging, self.retrieval = make_bucket(), make_bucket(), make_bucket()
         self.lts.mkdir()
         self.scratch.mkdir()
+        self._runs_before = {run.id for run in self._all_flow_runs()}
         self.settings = {
             "MINIO_ENDPOINT": s3.endpoint_url,
             "MINIO_REGION": s3.region,
@@ -113,12 +114,19 @@ class FlowWorld:
         return dict(self.control.state.jobs[job_id])
 
     def flow_runs(self, name: str = "") -> list[FlowRun]:
-        """All flow runs that began, with ``name`` in theirs; schedules of other tests leave some that never do."""
+        """The flow runs of this world that began, with ``name`` in theirs.
+
+        Tests before it have left theirs on the server, and their schedules some that never begin.
+        """
+        ours = (run for run in self._all_flow_runs() if run.id not in self._runs_before)
+        return [run for run in ours if run.start_time and name in run.name]
+
+    def _all_flow_runs(self) -> list[FlowRun]:
         found: list[FlowRun] = []
         with self.client() as client:
             while page := client.read_flow_runs(limit=200, offset=len(found)):
                 found.extend(page)
-        return [run for run in found if run.start_time and name in run.name]
+        return found
 
 
 @pytest.fixture
