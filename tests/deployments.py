@@ -141,10 +141,12 @@ class Deployment:
 
     def listed(self) -> list[dict[str, Any]]:
         """What ``docker compose ps`` lists; it fails when a runtime container goes between its list and its look."""
+        listing = ("ps", "--all", "--format", "json")
+        done = self.compose(*listing, check=False)
         for _ in range(10):
-            done = self.compose("ps", "--all", "--format", "json", check=False)
             if "No such container" not in done.stderr:
                 break
+            done = self.compose(*listing, check=False)
         if done.returncode:
             pytest.fail(f"docker compose ps: exit code {done.returncode}\n{done.stderr}")
         return [json.loads(line) for line in done.stdout.splitlines()]
