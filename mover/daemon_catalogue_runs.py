@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 import anyio
 import msgspec
 
+from mover.api import is_final
 from mover.catalogue import JobCatalogue, JobDataset
 from mover.daemon_book import Item, Job
 from mover.daemon_ledger import Ledger
@@ -27,6 +29,9 @@ from mover.reports import ArchiveReport, RetrieveReport
 
 __all__ = ["CatalogueRunner"]
 
+_log = logging.getLogger(__name__)
+
+_JOURNAL_PAUSE_S: Final = 0.1
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 300.0
 _REPORTS_BYTES: Final = 64 << 20
@@ -75,6 +80,9 @@ class CatalogueRunner:
                 items, reports = await self._store.read(
                     partial(read_ended, job_id=job.row.id, at_most_bytes=_REPORTS_BYTES)
                 )
+                if not all(is_final(item.state) for item in items):  # the end of one is still on its way there
+                    await anyio.sleep(_JOURNAL_PAUSE_S)
+                    continue
                 code = await self._finish(job.row, items, reports)
                 reason = f"the catalogue shows {code}" if code else "the catalogue was not told"
             except MoverError as error:
@@ -84,6 +92,9 @@ class CatalogueRunner:
                 await self._ledger.settle(self._ledger.enter(job, reason=f"waits for the catalogue: {error}"))
                 await anyio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            except Exception as error:  # noqa: BLE001 - a job it does not understand ends no daemon, start after start
+                _log.exception("job %s: the catalogue's job %s is not ended", job.row.id, job.row.catalogue_job)
+                reason = f"the catalogue could not be told: {type(error).__name__}, a defect; the log has more"
         if job.row.cancelled_by:
             reason = f"cancelled by {job.row.cancelled_by}; {reason}"
         self._closing.discard(job.row.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from mover.api import is_final
 from mover.daemon_book import Item
 from mover.daemon_jobs import JobService
 from mover.daemon_runner import Result
+from mover.daemon_store import Pending
 from mover.engine import EngineConfig
 from mover.errors import CatalogueTransientError
 from mover.scicat import SciCat, SciCatAccess
@@ -65,6 +68,52 @@ async def test_the_catalogue_sees_a_job_begin_its_datasets_and_its_end(
         assert late.datasets[0].failure is not None
         assert late.datasets[0].failure.kind == "JobFinishedError"
     assert control.job_statuses(retrieval)[-1] == "finishedSuccessful"
+
+
+async def test_the_job_ends_in_the_catalogue_once_the_end_of_each_dataset_is_durable(
+    config: EngineConfig, scicat_server: ScicatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = scicat_server.control
+    archival = control.seed_job("archive", [DATASET, OTHER])
+    monkeypatch.setattr("mover.daemon_store._BATCH", 1)
+    ends = 0
+    async with service_of(config, scicat_server) as service:
+        jobs, real = service._ledger.jobs, service._store._commit  # noqa: SLF001 - a journal that is slow at the end
+
+        def slow(batch: list[Pending]) -> None:
+            nonlocal ends
+            changes = getattr(batch[0].step, "keywords", {}).get("changes")
+            if changes is not None and any(is_final(item.state) for item in changes.items):
+                ends += 1
+                while jobs[changes.job_id].items:  # the first end is durable after the second one is known
+                    time.sleep(0.01)
+                if ends > 1:
+                    time.sleep(0.5)
+            real(batch)
+
+        monkeypatch.setattr(service._store, "_commit", slow)  # noqa: SLF001
+        job, _ = await service.submit(order(DATASET, OTHER), owner="scicat", catalogue_job=archival)
+        done = await ended(service, job.id)
+    assert ends == 2
+    assert (done.state, done.reason) == ("done", "the catalogue shows finishedSuccessful")
+    assert control.lifecycle(OTHER)["retrievable"] is True
+
+
+async def test_a_job_whose_end_cannot_be_told_by_a_defect_ends_and_others_go_on(
+    config: EngineConfig, scicat_server: ScicatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mover.daemon_catalogue_runs import CatalogueRunner
+
+    async def broken(*_: object) -> str:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(CatalogueRunner, "_finish", broken)
+    archival = scicat_server.control.seed_job("archive", [DATASET])
+    async with service_of(config, scicat_server) as service:
+        job, _ = await service.submit(order(DATASET), owner="scicat", catalogue_job=archival)
+        assert "KeyError, a defect" in (await ended(service, job.id)).reason
+        other, _ = await service.submit(order(DATASET, kind="verify"), owner="ann")
+        assert (await ended(service, other.id)).state == "done"
 
 
 @pytest.mark.slow
