@@ -20,7 +20,7 @@ from mover.policies.names import check_dataset_id
 from mover.reports import ArchiveReport, ByteCounters, DatablockReport, ReleaseReport
 from mover.staging import empty_staging
 from mover.streams.lts import LtsFolder
-from mover.tasks import open_task_group
+from mover.tasks import side_by_side
 
 __all__ = ["ArchiveOptions", "archive_dataset", "plan_source"]
 
@@ -142,21 +142,15 @@ async def _archive_datablocks(
 ) -> list[tuple[Manifest, DatablockReport]]:
     """Moves and verifies what is not committed, side by side as far as the limits allow, in the plan's order."""
     committed = {manifest.number for manifest in manifests}
-    pending = iter([datablock for datablock in plan.datablocks if datablock.number not in committed])
+    pending = [datablock for datablock in plan.datablocks if datablock.number not in committed]
     target_bytes = manifests[0].target_bytes if manifests else parts.target_bytes
-    limits = parts.limits
-    lanes = sum(limit.statistics().slots for limit in (limits.lts_free, limits.move_to_lts, limits.verify_lts))
     written: list[tuple[Manifest, DatablockReport]] = []
 
-    async def work() -> None:
-        datablock: Datablock
-        for datablock in pending:  # shared: each lane takes the next one
-            result = await DatablockRun(parts, folder, plan, datablock, target_bytes).run()
-            written.append(result)
+    async def work(datablock: Datablock) -> None:
+        written.append(await DatablockRun(parts, folder, plan, datablock, target_bytes).run())
 
-    async with open_task_group() as tasks:
-        for _ in range(min(lanes, len(plan.datablocks))):
-            tasks.start_soon(work)
+    # one for each slot on the way: the next datablock is ready when one comes free
+    await side_by_side(pending, work, lambda: parts.limits.slots_to_lts, lambda: parts.limits.changed)
     return written
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal, TypeVar
@@ -35,7 +35,7 @@ from mover.streams.interfaces import ByteRange
 from mover.streams.lts import LtsFolder
 from mover.streams.lts_read import LtsReader, open_when_online
 from mover.streams.upload import ObjectUpload, UploadPass
-from mover.tasks import open_task_group
+from mover.tasks import side_by_side
 
 __all__ = ["RetrieveOptions", "retrieve_dataset"]
 
@@ -114,7 +114,10 @@ class _Retrieval:
             results[job.name] = await self._datablock(job)
 
         # one more than the limit has slots, so that the next datablock is ready when one comes free
-        await _side_by_side(jobs, retrieve, self._parts.limits.lts_to_retrieval.statistics().slots + 1)
+        limits = self._parts.limits
+        await side_by_side(
+            jobs, retrieve, lambda: limits.lts_to_retrieval.statistics().slots + 1, lambda: limits.changed
+        )
         lifetime = timedelta(days=self._parts.url_expiration_days)
         self.expires_at = (datetime.now(UTC) + lifetime).isoformat(timespec="seconds").replace("+00:00", "Z")
         return tuple([await self._announce(*result) for job in jobs for result in results[job.name]])
@@ -169,7 +172,7 @@ class _Retrieval:
             if sha256 is not None:
                 present[target.key] = sha256
 
-        await _side_by_side(targets, look_up, _LOOKUPS)
+        await side_by_side(targets, look_up, lambda: _LOOKUPS)
         missing = [target for target in targets if target.key not in present]
         written = await self._copy(manifest, job.name, missing) if missing else {}
         return [
@@ -274,16 +277,3 @@ class _Retrieval:
             url=await self._parts.store.presign(self._bucket, target.key, self._parts.url_expiration_days * _DAY_S),
             outcome="adopted" if adopted else "written",
         )
-
-
-async def _side_by_side(items: Iterable[T], call: Callable[[T], Awaitable[None]], workers: int) -> None:
-    """Awaits ``call`` for every item, some at a time, in their order."""
-    pending = iter(items)
-
-    async def work() -> None:
-        for item in pending:  # shared: each worker takes the next one
-            await call(item)
-
-    async with open_task_group() as tasks:
-        for _ in range(workers):
-            tasks.start_soon(work)

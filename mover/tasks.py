@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
 from mover.errors import MoverError, gravity
 
-__all__ = ["open_task_group"]
+__all__ = ["open_task_group", "side_by_side"]
+
+T = TypeVar("T")
 
 _BY_SCOPE: Final = "Cancelled via cancel scope "  # anyio's mark, by which it knows its own
 
@@ -66,3 +68,38 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(exc)
         else:
             yield exc
+
+
+async def side_by_side(
+    items: Iterable[T],
+    call: Callable[[T], Awaitable[None]],
+    width: Callable[[], int],
+    changed: Callable[[], anyio.Event] = anyio.Event,
+) -> None:
+    """Awaits ``call`` for every item, some at a time, begun in their order.
+
+    ``width``: how many at a time; ``changed`` gives what is set when that may be another number. More are begun at once
+    then; that they become fewer is the business of ``call``, which waits for a slot.
+    """
+    pending = iter(items)
+    workers = 0
+    watch = anyio.CancelScope()
+
+    async def work() -> None:
+        nonlocal workers
+        try:
+            for item in pending:  # shared: each worker takes the next one
+                await call(item)
+        finally:
+            workers -= 1
+            if not workers:
+                watch.cancel()
+
+    async with open_task_group() as tasks:
+        with watch:
+            while True:
+                event = changed()
+                for _ in range(workers, width()):
+                    workers += 1
+                    tasks.start_soon(work)
+                await event.wait()

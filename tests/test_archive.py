@@ -261,6 +261,26 @@ async def test_datablocks_are_verified_while_the_next_ones_move_and_the_limits_h
         expect_same_files(config.lts_root, FILES, dataset_id)
 
 
+async def test_a_raised_limit_counts_at_once_for_a_dataset_in_work(moto_server: S3Server, config: EngineConfig) -> None:
+    many = {f"b/{number:02d}": random_bytes(90 * KIB, number) for number in range(12)}
+    upload(moto_server, config.buckets.landing_zone, many, "20.500.11935/many")
+    async with proxied(config) as (through, proxy):
+        proxy.rules.append(Rule(StallReply(0), target="b/", times=1000))
+        async with Engine.open(through) as engine, anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.archive, "20.500.11935/many")
+            moving = engine.statistics().limits[1]
+            with anyio.fail_after(20):
+                while len(moving.holders) < 2:
+                    await anyio.sleep(0.01)
+                    moving = engine.statistics().limits[1]
+            engine.set_limits({"MOVE_TO_LTS_LIMIT": 7})
+            with anyio.fail_after(20):
+                while len(moving.holders) < 7:
+                    await anyio.sleep(0.01)
+                    moving = engine.statistics().limits[1]
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_second_run_on_the_same_dataset_is_turned_away(config: EngineConfig) -> None:
     async with proxied(config) as (through, proxy):
         proxy.rules.append(Rule(StallReply(0), target="b/15", times=100))

@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from mover.errors import LtsError, StallError
-from mover.tasks import open_task_group
+from mover.tasks import open_task_group, side_by_side
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +106,40 @@ async def test_a_cancelled_scope_around_a_group_ends_in_peace() -> None:
             finally:
                 tasks.cancel_scope.cancel()
     assert scope.cancelled_caught
+
+
+async def test_items_are_done_side_by_side_and_more_of_them_once_there_is_room() -> None:
+    begun: list[int] = []
+    gate, changed, width = anyio.Event(), anyio.Event(), 2
+
+    async def call(item: int) -> None:
+        begun.append(item)
+        await gate.wait()
+
+    async def widen() -> None:
+        nonlocal width, changed
+        await anyio.wait_all_tasks_blocked()
+        assert begun == [0, 1]
+        width = 5
+        before, changed = changed, anyio.Event()
+        before.set()
+        await anyio.wait_all_tasks_blocked()
+        assert begun == [0, 1, 2, 3, 4]
+        gate.set()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(widen)
+            await side_by_side(range(7), call, lambda: width, lambda: changed)
+        await side_by_side((), call, lambda: width)
+    assert begun == list(range(7))
+
+
+async def test_one_that_fails_ends_those_beside_it() -> None:
+    async def call(item: int) -> None:
+        if item == 2:
+            raise LtsError("write", "a", "full")
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(10), pytest.raises(LtsError, match="full"):
+        await side_by_side(range(9), call, lambda: 3)

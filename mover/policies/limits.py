@@ -94,6 +94,8 @@ class Limits:
         self.move_to_lts = Limit("MOVE_TO_LTS_LIMIT", move_to_lts)
         self.verify_lts = Limit("VERIFY_LTS_LIMIT", verify_lts)
         self.lts_to_retrieval = Limit("LTS_TO_RETRIEVAL_LIMIT", lts_to_retrieval)
+        self.changed = anyio.Event()
+        """Set by the next change; there is another one then."""
 
     def resize(self, slots: Mapping[str, int]) -> None:
         """Changes limits by their names, all of them or none.
@@ -109,10 +111,17 @@ class Limits:
                 raise ConfigError(name, number, "1 or more")
         for name, number in slots.items():
             limits[name].resize(number)
+        self.changed.set()
+        self.changed = anyio.Event()
 
     def statistics(self) -> tuple[LimitStatistics, ...]:
         """All four, in the order of the documentation."""
         return tuple(limit.statistics() for limit in self._all)
+
+    @property
+    def slots_to_lts(self) -> int:
+        """Of all stages on the way to the LTS together."""
+        return sum(limit.statistics().slots for limit in (self.lts_free, self.move_to_lts, self.verify_lts))
 
     @property
     def _all(self) -> tuple[Limit, ...]:
