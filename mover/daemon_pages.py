@@ -38,6 +38,7 @@ _PAIR: Final = re.compile(rb"(\A|;\s*)mover_token=([^;]*)")
 _LIFE_S: Final = 12 * 3600.0
 _SESSIONS: Final = 1000
 _REFUSAL_S: Final = 0.5
+_FORM_BYTES: Final = 16 << 10  # it is taken apart for whoever sends one
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
     " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -151,7 +152,7 @@ def _login_routes(view: DaemonView, access: Access, sessions: Sessions) -> list[
     async def form() -> Response[str]:
         return Response(render_login(view.host), headers=_PAGE_HEADERS, media_type="text/html")
 
-    @post("/login", include_in_schema=False)
+    @post("/login", include_in_schema=False, request_max_body_size=_FORM_BYTES)
     async def log_in(request: _Ask) -> Response[str]:
         token = parse_qs((await request.body()).decode("utf-8", "replace")).get("token", [""])[0].strip()
         if access.guarded and access.holder(token) is None:

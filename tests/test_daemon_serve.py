@@ -105,6 +105,7 @@ def test_the_page_is_read_with_a_session_and_nothing_can_be_ordered_with_it(plac
         assert client.get("/page/mover.css").status_code == 200
         assert client.get("/login").status_code == 200
         assert client.post("/login", data={"token": "wrong"}).status_code == 403
+        assert client.post("/login", data={"token": "x" * 20_000}).status_code == 413  # anybody may send one
         entered = client.post("/login", data={"token": OPERATOR})
         assert entered.status_code == 303
         cookie = entered.headers["set-cookie"]
