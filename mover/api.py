@@ -50,7 +50,7 @@ class JobOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     release_source: bool = False
-    files: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
+    files: Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(max_length=10_000)] = ()
     form: Literal["datablocks", "files"] = "datablocks"
     level: Literal["written", "read-back", "recalled"] = "read-back"
 

@@ -31,7 +31,7 @@ from mover.api import (
 )
 from mover.api_problems import refusal_of
 from mover.api_tokens import first_token, read_token_file
-from mover.errors import ConfigError, DaemonTransientError, MoverError
+from mover.errors import ConfigError, DaemonTransientError, MissingFilesError, MoverError
 from mover.policies.retry import Progressing, RetryPolicy, delay_s, retrying
 from mover.settings_rules import Secret
 
@@ -183,11 +183,13 @@ class DaemonClient:
             await anyio.sleep(pause_s)
 
     async def result(self, job: JobView) -> JobView:
-        """The job with the reports of all its datasets, also those that are too long for one answer."""
+        """The job with all reports and failures whole, also those that are too long for one answer."""
         datasets = []
         for dataset in job.datasets:
-            whole = dataset.state == "done" and dataset.report is None
-            datasets.append(await self.dataset(job.id, dataset.dataset_id) if whole else dataset)
+            cut = dataset.state == "done" and dataset.report is None
+            if (failure := dataset.failure) is not None and failure.kind == MissingFilesError.__name__:
+                cut = not failure.missing and not failure.wrong_size
+            datasets.append(await self.dataset(job.id, dataset.dataset_id) if cut else dataset)
         return msgspec.structs.replace(job, datasets=tuple(datasets))
 
     async def _stream(self, job_id: str, after: int) -> AsyncGenerator[JobEvent, None]:

@@ -6,21 +6,25 @@ import os
 import socket
 import sys
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from mover.errors import ConfigError
 
 __all__ = ["ask"]
 
-_UNIX = ("unix", "http+unix")
 _ANSWER_BYTES = 1 << 20
 
 
-def ask(config: Path | None, assignments: tuple[str, ...], *, ready: bool, json: bool, timeout_s: float) -> int:
-    """Prints what the daemon says of itself; 0: it is well, 1: it is not, or does not answer, 2: nobody knows where."""
+def ask(
+    url: str, config: Path | None, assignments: tuple[str, ...], *, ready: bool, json: bool, timeout_s: float
+) -> int:
+    """Prints what the daemon says of itself; 0: it is well, 1: it is not, or does not answer, 2: nobody knows where.
+
+    ``url``: of the daemon; '' is that of MOVER_URL, else this host's own.
+    """
     path = "/readyz" if ready else "/livez"
     try:
-        where = _where(config, assignments)
+        where = _where(url or os.environ.get("MOVER_URL", ""), config, assignments)
         status, body = _get(where, path, "application/json" if json or not ready else "text/plain", timeout_s)
     except ConfigError as error:
         print(f"mover: {error}", file=sys.stderr)  # noqa: T201
@@ -32,15 +36,16 @@ def ask(config: Path | None, assignments: tuple[str, ...], *, ready: bool, json:
     return 0 if status == 200 else 1
 
 
-def _where(config: Path | None, assignments: tuple[str, ...]) -> tuple[str, int]:
+def _where(url: str, config: Path | None, assignments: tuple[str, ...]) -> tuple[str, int]:
     """Host and port, or path and 0.  Raises ConfigError."""
-    if url := os.environ.get("MOVER_URL", ""):
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme in _UNIX:
-            return unquote(parts.path or parts.netloc), 0
+    if url:
+        path = url.removeprefix("unix:")
+        if path != url and path.startswith("/"):
+            return "/" + path.lstrip("/"), 0
+        parts = urlsplit(url)
         if parts.scheme == "http" and parts.hostname:
             return parts.hostname, parts.port or 80
-        raise ConfigError("MOVER_URL", url.rpartition("@")[2], "http://host:port or unix:///path")
+        raise ConfigError("MOVER_URL", url.rpartition("@")[2], "http://host:port or unix:/path, for health")
     from mover.settings import load_settings
 
     options: dict[str, object] = {}
@@ -51,7 +56,8 @@ def _where(config: Path | None, assignments: tuple[str, ...]) -> tuple[str, int]
     if settings.mover_socket is not None:
         return str(settings.mover_socket), 0
     every = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - as a listening address is asked for
-    return every.get(settings.mover_host, settings.mover_host), settings.mover_port
+    host = settings.mover_host.strip("[]")
+    return every.get(host, host), settings.mover_port
 
 
 def _get(where: tuple[str, int], path: str, accept: str, timeout_s: float) -> tuple[int, str]:

@@ -30,8 +30,8 @@ def health(
     ready: Annotated[bool, typer.Option("--ready", help="whether everything that it needs works, too")] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="for its answer")] = 5.0,
 ) -> None:
-    """Ask a daemon whether it is alive: exit code 0 or 1. It is that of MOVER_URL, or of this host."""
+    """Ask a daemon whether it is alive: exit code 0 or 1. It is that of --url or MOVER_URL, or of this host."""
     from mover.cli_health import ask
 
-    config, assignments, json, *_ = context.obj
-    raise typer.Exit(ask(config, assignments, ready=ready, json=json, timeout_s=timeout_s))
+    config, assignments, json, _, url = context.obj
+    raise typer.Exit(ask(url, config, assignments, ready=ready, json=json, timeout_s=timeout_s))

@@ -80,6 +80,7 @@ class _Daemon:
         self._prefect_url = environ.get("PREFECT_API_URL", "")
         auth = environ.get("PREFECT_API_AUTH_STRING", "")
         self._prefect_auth = Secret(auth) if auth else None
+        self._limits_read: dict[str, int] = {name: getattr(settings, name.lower()) for name in _LIMITS}
 
     async def run(self, sockets: list[socket.socket]) -> None:
         """From the first request to the last."""
@@ -103,6 +104,7 @@ class _Daemon:
                 scicat=trigger,
                 extra_routes=routes(self._view, self._access, sessions := Sessions()),
             )
+            self._streams = app.streams
             await stack.enter_async_context(watchdog.watching())
             async with open_task_group() as tasks:
                 await tasks.start(self._watch_signals)
@@ -167,21 +169,31 @@ class _Daemon:
         self._stopping.set()
 
     async def _reload(self) -> None:
-        """Reads the configuration again: limits and tokens change at once. A bad one changes nothing."""
+        """Reads the configuration again: limits and tokens change at once. What is bad changes nothing."""
         self._notifier.reloading()
-        try:
-            fresh = await anyio.to_thread.run_sync(self._load)
-            await anyio.to_thread.run_sync(self._access.reload)
-        except MoverError as error:
-            _log.error("the configuration stays as it is: %s", error)
-        else:
-            await self._apply(fresh)
-            if self._access.guarded:
-                _log.info("the token file was read again")
-        self._notifier.ready("the configuration was read again")
+        refused = []
+        for read_again in (self._reload_tokens, self._reload_settings):  # the one whatever becomes of the other
+            try:
+                await read_again()
+            except MoverError as error:
+                _log.error("what was read before stays in force: %s", error)
+                refused.append(str(error))
+        text = f"refused, and as it was before: {'; '.join(refused)}" if refused else "was read again"
+        self._view.health.report("configuration", "degraded" if refused else "ok", text)
+        self._notifier.ready(f"the configuration {text}" if not refused else f"the configuration is {text}")
 
-    async def _apply(self, fresh: Settings) -> None:
-        slots: dict[str, int] = {name: getattr(fresh, name.lower()) for name in _LIMITS}
+    async def _reload_tokens(self) -> None:
+        await anyio.to_thread.run_sync(self._access.reload)
+        if self._access.guarded:
+            _log.info("the token file was read again")
+            self._streams.interrupt()  # their readers come back, and are asked for their tokens
+
+    async def _reload_settings(self) -> None:
+        fresh = await anyio.to_thread.run_sync(self._load)
+        read: dict[str, int] = {name: getattr(fresh, name.lower()) for name in _LIMITS}
+        # the others may have been set over the interface since
+        slots = {name: number for name, number in read.items() if number != self._limits_read[name]}
+        self._limits_read = read
         self._keeper.set_limits({name.lower(): number for name, number in slots.items()})
         if (service := self._view.service.now) is not None:
             before = {limit.name: limit.slots for limit in service.limits()}

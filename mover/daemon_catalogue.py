@@ -25,6 +25,8 @@ __all__ = ["CATALOGUE_OWNER", "CatalogueStarter"]
 CATALOGUE_OWNER: Final = "scicat"
 """On whose account jobs of the catalogue run."""
 
+_CALLER: Final = ":scicat"  # whose keys they have; no token has this name, as none holds a colon
+
 _KINDS: Final[tuple[JobKind, ...]] = ("archive", "retrieve")
 _PAGES: Final = 20  # of older jobs of a dataset that are looked through for one of the catalogue's job
 _FATES: Final[dict[JobState, RunFate]] = {"done": "completed", "failed": "failed", "cancelled": "cancelled"}
@@ -73,6 +75,8 @@ class CatalogueStarter:
                 await self.reconcile()
             except MoverError as error:
                 _log.warning("the catalogue's jobs cannot be looked at: %s", error)
+            except Exception:  # noqa: BLE001 - the daemon has other things to do
+                _log.exception("the catalogue's jobs cannot be looked at")
             await sleep(interval_s)
 
     async def reconcile(self) -> list[str]:
@@ -91,6 +95,8 @@ class CatalogueStarter:
                         acted.append(job.job_id)
                 except MoverError as error:  # the others get their turn
                     _log.warning("%s job %s: %s", kind, job.job_id, error)
+                except Exception:  # noqa: BLE001 - a job that nobody understands takes no other one with it
+                    _log.exception("%s job %s", kind, job.job_id)
         return acted
 
     async def _look_at(self, job: CatalogueJob, kind: JobKind, *, take_over: bool = True) -> str:
@@ -116,10 +122,10 @@ class CatalogueStarter:
 
     async def _submit(self, job: CatalogueJob, kind: JobKind, attempt: int) -> str:
         options = JobOptions(release_source=self._release_source) if kind == "archive" else JobOptions()
-        order = JobOrder(kind, tuple(merged_datasets(job)), options)
+        order = JobOrder(kind, tuple(merged_datasets(job)), options, owner=CATALOGUE_OWNER)
         key = f"scicat/{kind}/{job.job_id}/{attempt}"
         try:
-            taken, _ = await self._service.submit(order, owner=CATALOGUE_OWNER, key=key, catalogue_job=job.job_id)
+            taken, _ = await self._service.submit(order, owner=_CALLER, key=key, catalogue_job=job.job_id)
         except KeyConflictError as error:  # the catalogue's list has changed since: the first order stands
             return error.job_id
         return taken.id

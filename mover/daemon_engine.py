@@ -119,6 +119,8 @@ class EngineKeeper:
 
     def _show(self, engine: Engine, service: JobService, catalogue: JobCatalogue | None) -> None:
         self._open = True
+        # they may have been changed while it opened
+        engine.set_limits({limit.name: getattr(self.config, limit.name.lower()) for limit in engine.limits()})
         self._view.engine = engine
         self._view.service.set(service)
         if self._starter is not None and catalogue is not None:

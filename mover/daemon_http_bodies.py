@@ -41,6 +41,8 @@ FieldError = dict[str, str]
 
 _SHOWN_CHARACTERS: Final = 200
 _SHOWN_ERRORS: Final = 20
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeError, RecursionError)
+_INDEX = re.compile(r"[0-9]{1,9}")
 _AT = re.compile(r" - at `(?:key in )?\$(.*)`\Z")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(.*?)`")
 _MISSING_FIELD = re.compile(r"missing required field `(.*?)`")
@@ -60,10 +62,10 @@ def decode_body(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         if "got `float`" in str(error) and b"." in body:  # JSON has one kind of number: 2.0 is a whole one
-            with suppress(msgspec.ValidationError):
+            with suppress(*_UNREADABLE):
                 return msgspec.convert(_with_whole_numbers(msgspec.json.decode(body)), kind)
         raise BodyError(*_explained(str(error), body, kind)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         detail = f"the body is no JSON: {reason}"
         raise BodyError(detail) from error
@@ -148,12 +150,12 @@ def _value_at(body: bytes, field: str) -> object:
     """What stands there; nothing when it cannot be told, as with an index that the message leaves out."""
     try:
         document = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         return None
     for step in _steps(field):
         if isinstance(document, dict) and step in document:
             document = document[step]
-        elif isinstance(document, list) and step.isdigit() and int(step) < len(document):
+        elif isinstance(document, list) and _INDEX.fullmatch(step) and int(step) < len(document):
             document = document[int(step)]
         else:
             return None

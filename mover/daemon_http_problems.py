@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, InternalServerException
 from litestar.types import ExceptionHandlersMap
 
 from mover.api import Problem
@@ -31,6 +31,7 @@ __all__ = ["EXCEPTION_HANDLERS", "PROBLEM_TYPE", "problem_bytes", "problem_of", 
 
 PROBLEM_TYPE: Final = "application/problem+json"
 _REASON: Final = "urn:mover:error:"  # followed by the error's name, for programs
+_GONE: Final = "client disconnected"  # litestar's words for a body that breaks off
 _BACK_S: Final = 10  # until a daemon that stops is probably back
 
 _STATUS: Final[tuple[tuple[type[MoverError], HTTPStatus], ...]] = (
@@ -97,7 +98,9 @@ def problem_bytes(problem: Problem, scope: Mapping[str, Any]) -> bytes:
 
 def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     problem, headers = problem_of(error, {**request.headers, **dict(request.query_params.items())})
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if isinstance(error, InternalServerException) and _GONE in error.detail:
+        _log.info("request %s: the client went away before its end", request_id_of(request.scope))
+    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         trace = error if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR else None
         _log.error("request %s: %s", request_id_of(request.scope), type(error).__name__, exc_info=trace)
     return Response(

@@ -108,8 +108,10 @@ async def _list(
 
 
 @get("/v1/jobs/{job_id:str}", operation_id="getJob", tags=["jobs"], summary="One job, with its changes and reports")
-async def _one(service: _Service, job_id: _JobId) -> Response[bytes]:
-    return json_response(await service.job(job_id))
+async def _one(request: _Ask, service: _Service, job_id: _JobId) -> Response[bytes]:
+    job = await service.job(job_id)
+    shown = tuple(_shown(dataset, caller_of(request)) for dataset in job.datasets)
+    return json_response(msgspec.structs.replace(job, datasets=shown))
 
 
 @get(
@@ -117,10 +119,19 @@ async def _one(service: _Service, job_id: _JobId) -> Response[bytes]:
     operation_id="getDataset",
     tags=["jobs"],
     summary="One dataset of a job, with its report however long it is",
+    description="Links of a retrieval are told to those who may operate.",
 )
-async def _dataset(service: _Service, job_id: _JobId, dataset_id: _DatasetId) -> Response[bytes]:
-    found: DatasetView = await service.dataset(job_id, dataset_id)
-    return json_response(found)
+async def _dataset(request: _Ask, service: _Service, job_id: _JobId, dataset_id: _DatasetId) -> Response[bytes]:
+    return json_response(_shown(await service.dataset(job_id, dataset_id), caller_of(request)))
+
+
+def _shown(dataset: DatasetView, caller: Caller) -> DatasetView:
+    """As the caller may see it: links are good for whoever has them, and not for everybody who may read."""
+    report = dataset.report
+    if caller.role != "read" or report is None or "script" not in report:
+        return dataset
+    objects = [{**item, "url": ""} for item in report["objects"]]
+    return msgspec.structs.replace(dataset, report={**report, "objects": objects, "script": ""})
 
 
 @delete(

@@ -24,6 +24,7 @@ from mover.errors import ConfigError, IntakeClosedError, QueueFullError
 
 __all__ = ["Intake"]
 
+_ENTRIES = "datasets and files"
 _LEAST_WAIT_S, _MOST_WAIT_S, _USUAL_WAIT_S = 5.0, 600.0, 30.0
 
 
@@ -35,7 +36,7 @@ class Intake:
         self._ids = JobIds("", ledger.clock)
         self.open = True
         self.accepted = 0
-        self._entering_jobs, self._entering_datasets = 0, 0  # on their way into the journal
+        self._entering_jobs, self._entering_entries = 0, 0  # on their way into the journal
 
     async def prepare(self) -> None:
         """Ids go on after those that were given before.  Raises JournalError."""
@@ -47,15 +48,16 @@ class Intake:
             raise ConfigError("SCICAT_ENDPOINT", "", "the address of a catalogue, for its jobs")
         dataset_ids = tuple(dict.fromkeys(order.dataset_ids))
         digest = hashlib.sha256(msgspec.json.encode((order, catalogue_job))).digest()
-        if not self.open or not self._fits(len(dataset_ids)):
+        entries = len(dataset_ids) + len(order.options.files)
+        if not self.open or not self._fits(entries):
             known = await self._store.read(partial(find_key, caller=owner, key=key, digest=digest))
             if known:
                 return known, None
-            self._refuse(len(dataset_ids))
+            self._refuse(entries)
         with anyio.CancelScope(shield=True):  # a caller who goes away leaves no job behind that nobody works on
             row = self._new_row(order, owner, key, catalogue_job)
             items = [ItemRow(row.id, position, dataset_id) for position, dataset_id in enumerate(dataset_ids)]
-            with self._entering(len(items)):
+            with self._entering(entries):
                 job_id = await self._store.write(partial(insert_job, new=NewJob(row, dataset_ids, owner, digest)))
             if job_id == row.id:
                 self.accepted += 1
@@ -64,15 +66,15 @@ class Intake:
         return job_id, None
 
     @contextmanager
-    def _entering(self, datasets: int) -> Iterator[None]:
+    def _entering(self, entries: int) -> Iterator[None]:
         """Counts what is on its way into the journal."""
         self._entering_jobs += 1
-        self._entering_datasets += datasets
+        self._entering_entries += entries
         try:
             yield
         finally:
             self._entering_jobs -= 1
-            self._entering_datasets -= datasets
+            self._entering_entries -= entries
 
     def _new_row(self, order: JobOrder, owner: str, key: str, catalogue_job: str) -> JobRow:
         now_ms = self._ledger.now_ms
@@ -92,19 +94,20 @@ class Intake:
             last_number=now_ms,
         )
 
-    def _fits(self, datasets: int) -> bool:
+    def _fits(self, entries: int) -> bool:
+        """``entries``: datasets, and files that the order names: they stay in memory until the job has ended."""
         jobs = len(self._ledger.jobs) + self._entering_jobs
-        held = self._ledger.tally.datasets + self._entering_datasets
-        return jobs < self._config.jobs_limit and held + datasets <= self._config.datasets_limit
+        held = self._ledger.tally.datasets + self._ledger.files + self._entering_entries
+        return jobs < self._config.jobs_limit and held + entries <= self._config.datasets_limit
 
-    def _refuse(self, datasets: int) -> None:
+    def _refuse(self, entries: int) -> None:
         """Raises IntakeClosedError, QueueFullError."""
         if not self.open:
             raise IntakeClosedError
         if len(self._ledger.jobs) + self._entering_jobs >= self._config.jobs_limit:
             raise QueueFullError("jobs", self._config.jobs_limit, self._retry_after_s())
-        if not self._fits(datasets):
-            raise QueueFullError("datasets", self._config.datasets_limit, self._retry_after_s())
+        if not self._fits(entries):
+            raise QueueFullError(_ENTRIES, self._config.datasets_limit, self._retry_after_s())
 
     def _retry_after_s(self) -> float:
         """About as long as the last few jobs took, one after another, to make room for one more."""

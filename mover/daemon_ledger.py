@@ -44,6 +44,7 @@ class Ledger:
     def __init__(self, store: Store, hub: EventHub, clock: Callable[[], float]) -> None:
         self.jobs: dict[str, Job] = {}
         self.tally = Tally()
+        self.files = 0  # that the orders of these jobs name
         self.ended: Counter[tuple[str, str]] = Counter()  # datasets, by kind and state
         self.ends_s: deque[float] = deque(maxlen=_ENDS)  # when the last jobs ended
         self.hub, self.clock, self._store = hub, clock, store
@@ -59,6 +60,7 @@ class Ledger:
         job = Job(row, rows, self._arrivals, self.tally, open_end=bool(row.catalogue_job))
         self._arrivals += len(rows)
         self.jobs[row.id] = job
+        self.files += len(row.options.files)
         return job
 
     def enter(
@@ -103,6 +105,7 @@ class Ledger:
             self.hub.publish(state_event(row))
         if is_final(entry.changes.state) and self.jobs.pop(entry.job.row.id, None) is not None:
             self.ends_s.append(self.clock())
+            self.files -= len(entry.job.row.options.files)
             self.hub.publish(end_event(entry.job.row))
 
     def tell_progress(self, item: Item) -> None:

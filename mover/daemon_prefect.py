@@ -17,7 +17,7 @@ from mover.errors import ConfigError, MoverError
 from mover.jobs_lifecycle import JobKind
 from mover.settings_rules import Secret
 
-__all__ = ["DEPLOYMENTS", "PrefectRefusedError", "PrefectStarter", "check_job_id"]
+__all__ = ["DEPLOYMENTS", "PrefectAwayError", "PrefectRefusedError", "PrefectStarter", "check_job_id"]
 
 DEPLOYMENTS: Final[dict[JobKind, str]] = {
     "archive": "archive_datasetlist/datasets_archival",
@@ -28,16 +28,22 @@ DEPLOYMENTS: Final[dict[JobKind, str]] = {
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 _JOB_ID_FORM: Final = "1 to 200 of letters, digits and . _ : -"
 _CALL_S: Final = 30.0
+_PASSING: Final = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
+_SHOWN_CHARACTERS: Final = 300
 
 
 class PrefectRefusedError(MoverError):
-    """The Prefect server is away, or does not do what it is asked for."""
-
-    retryable = True
+    """The Prefect server does not do what it is asked for."""
 
     def __init__(self, url: str, reason: str) -> None:
         self.url, self.reason = url, reason
         super().__init__(f"Prefect at {url}: {reason}")
+
+
+class PrefectAwayError(PrefectRefusedError):
+    """The Prefect server is away, or too busy."""
+
+    retryable = True
 
 
 def check_job_id(job_id: str) -> None:
@@ -73,7 +79,7 @@ class PrefectStarter:
         """See ``Starter``; returns the id of the flow run.
 
         Raises:
-            PrefectRefusedError: the server is away or refuses.
+            PrefectAwayError, PrefectRefusedError: the server is away; it refuses.
             ConfigError: the deployment does not exist.
         """
         found = await self._call("GET", f"deployments/name/{DEPLOYMENTS[kind]}")
@@ -91,12 +97,14 @@ class PrefectStarter:
         try:
             return await self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise PrefectRefusedError(self._url, type(error).__name__) from error
+            raise PrefectAwayError(self._url, f"{type(error).__name__}: {error}") from error
 
     def _field(self, response: httpx.Response, name: str) -> str:
         if not response.is_success:
-            raise PrefectRefusedError(self._url, f"status {response.status_code}")
+            passing = response.is_server_error or response.status_code in _PASSING
+            reason = f"status {response.status_code}: {response.text[:_SHOWN_CHARACTERS]}"
+            raise (PrefectAwayError if passing else PrefectRefusedError)(self._url, reason)
         try:
             return str(msgspec.json.decode(response.content)[name])
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise PrefectRefusedError(self._url, "an answer that is not Prefect's") from error
+        except (msgspec.DecodeError, UnicodeError, KeyError, TypeError) as error:
+            raise PrefectAwayError(self._url, "an answer that is not Prefect's") from error

@@ -17,15 +17,22 @@ __all__ = ["read_dataset_view", "read_job_view", "read_page"]
 
 _REPORTS_BYTES: Final = 8 << 20
 _PAGE_DATASETS: Final = 10_000
+_PATHS: Final = 20_000  # of failures, in one job: all of one
+_SHOWN_FILES: Final = 20
 
 
 def read_job_view(connection: sqlite3.Connection, job_id: str, live: Mapping[int, Live]) -> JobView:
-    """One job with its changes, and reports as far as 8 MiB go; the first one always.  Raises UnknownJobError."""
+    """One job with its changes, reports as far as 8 MiB go, the first one always, and some files of its failures.
+
+    Raises:
+        UnknownJobError: there is none.
+    """
     row = read_job(connection, job_id)
     reports = {
         position: msgspec.json.decode(body) for position, body in read_reports(connection, job_id, _REPORTS_BYTES)
     }
-    return job_view(row, read_items(connection, job_id), live, read_transitions(connection, job_id), reports)
+    items = read_items(connection, job_id, _PATHS)
+    return job_view(row, items, live, read_transitions(connection, job_id), reports)
 
 
 def read_dataset_view(
@@ -45,6 +52,16 @@ def read_page(
     limit: int,
     live: Mapping[str, Mapping[int, Live]],
 ) -> JobPage:
-    """Jobs, newest first; ``where`` as ``read_jobs`` has it, ``live`` by job and position."""
+    """Jobs, newest first; ``where`` as ``read_jobs`` has it, ``live`` by job and position.
+
+    Of the files that were ordered the first few are told, of those that failures name none.
+    """
     rows, following = read_jobs(connection, where, before, limit, _PAGE_DATASETS)
-    return JobPage(tuple(job_view(row, items, live.get(row.id, {})) for row, items in rows), following)
+    return JobPage(tuple(_short(job_view(row, items, live.get(row.id, {}))) for row, items in rows), following)
+
+
+def _short(job: JobView) -> JobView:
+    if len(job.options.files) <= _SHOWN_FILES:
+        return job
+    options = msgspec.structs.replace(job.options, files=job.options.files[:_SHOWN_FILES])
+    return msgspec.structs.replace(job, options=options)

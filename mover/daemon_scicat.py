@@ -26,7 +26,7 @@ from mover.jobs_lifecycle import SUBMITTED, JobKind
 from mover.policies.retry import RetryPolicy, retrying
 from mover.tasks import open_task_group
 
-__all__ = ["TRIGGER_ROUTE", "CatalogueTrigger", "Starter", "TriggerReply"]
+__all__ = ["TRIGGER_ROUTE", "CatalogueTrigger", "Starter", "TriggerReply", "UnexpectedStartError"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,10 @@ class Starter(Protocol):
             MoverError: it cannot be started now, or not before somebody has acted.
         """
         ...
+
+
+class UnexpectedStartError(MoverError):
+    """A defect, met while a job was started."""
 
 
 class _Order(msgspec.Struct):
@@ -134,6 +138,9 @@ class CatalogueTrigger:
             except MoverError as error:
                 task.error = error
                 _log.warning("%s job %s is not started: %s", task.kind, task.job_id, error)
+            except Exception as error:  # noqa: BLE001 - one job that nobody understands ends no daemon
+                task.error = UnexpectedStartError(type(error).__name__)
+                _log.exception("%s job %s is not started", task.kind, task.job_id)
             finally:
                 self._under_way.pop((task.kind, task.job_id), None)
                 task.done.set()

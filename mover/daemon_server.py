@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from mover.daemon_connections import PatientProtocol
 from mover.errors import ConfigError, ListenError
 
 if TYPE_CHECKING:
@@ -50,15 +51,17 @@ def listen(host: str, port: int, path: Path | None) -> Iterator[list[socket.sock
         ListenError: an address is in use, or not this host's.
     """
     sockets: list[socket.socket] = []
+    ours: tuple[int, int] | None = None
     try:
         sockets += _tcp(host.strip("[]"), port)
         if path is not None:
             sockets.append(_unix(path))
+            ours = _identity(path)
         yield sockets
     finally:
         for item in sockets:
             item.close()
-        if path is not None and len(sockets) > 1 and sockets[-1].family == socket.AF_UNIX:
+        if path is not None and ours is not None and _identity(path) == ours:  # not the next daemon's
             path.unlink(missing_ok=True)
 
 
@@ -115,6 +118,13 @@ def _unix(path: Path) -> socket.socket:
     return item
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_dev, status.st_ino
+    return None
+
+
 def _remove_stale(path: Path) -> None:
     """Removes the socket of a daemon that was killed.  Raises ListenError when somebody answers there."""
     try:
@@ -137,6 +147,7 @@ class DaemonServer(uvicorn.Server):
     def __init__(self, app: ASGIApp) -> None:
         config = uvicorn.Config(
             app,
+            http=PatientProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -121,12 +121,14 @@ def read_job(connection: sqlite3.Connection, job_id: str) -> JobRow:
     raise UnknownJobError(job_id)
 
 
-def read_items(connection: sqlite3.Connection, job_id: str) -> list[ItemRow]:
-    """All datasets of a job, in its order."""
-    return [
-        _item(row)
-        for row in connection.execute(f"SELECT {_ITEM} FROM items WHERE job_id = ? ORDER BY position", (job_id,))
-    ]
+def read_items(connection: sqlite3.Connection, job_id: str, paths: int = 0) -> list[ItemRow]:
+    """All datasets of a job, in its order; about so many of the files that failures name, all of one's or none."""
+    items = []
+    for row in connection.execute(f"SELECT {_ITEM} FROM items WHERE job_id = ? ORDER BY position", (job_id,)):
+        items.append(item := _item(row, with_paths=paths > 0))
+        if item.failure is not None:
+            paths -= len(item.failure.missing) + len(item.failure.wrong_size)
+    return items
 
 
 def read_item(connection: sqlite3.Connection, job_id: str, dataset_id: str) -> ItemRow:
@@ -233,8 +235,22 @@ def _job(row: tuple[Any, ...]) -> JobRow:
     return JobRow(*values)
 
 
-def _item(row: tuple[Any, ...]) -> ItemRow:
-    failure = msgspec.json.decode(row[8], type=Failure) if row[8] else None
+class _Reason(msgspec.Struct):
+    """A failure without the files that it names."""
+
+    kind: str
+    message: str
+    exit_code: int
+    retryable: bool
+    fault: Literal["user", "system"]
+
+
+def _item(row: tuple[Any, ...], *, with_paths: bool = True) -> ItemRow:
+    failure = None
+    if row[8] and with_paths:
+        failure = msgspec.json.decode(row[8], type=Failure)
+    elif row[8]:
+        failure = Failure(*msgspec.structs.astuple(msgspec.json.decode(row[8], type=_Reason)))
     values: list[Any] = [*row[:8], failure, *row[9:]]
     return ItemRow(*values)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from anyio.abc import ByteReceiveStream
 
 from mover.api import JobOrder
 from mover.api_tokens import parse_tokens, read_token_file
+from mover.daemon_connections import PatientProtocol
 from mover.daemon_http_access import Access, Caller
 from mover.engine import Engine, EngineConfig
 from mover.errors import ConfigError
@@ -116,6 +119,10 @@ async def test_bodies_that_are_too_long_or_no_json_are_refused(held: Served) -> 
         assert await status(b"{") == 400
         assert await status(b"[" * 100_000) == 400
         assert await status(b"\xff") == 400
+        assert await status(b'{"priority":0.5') == 400
+        assert await status(b'{"priority":0.5,"x":' + b"[" * 100_000) == 400
+        assert await status(b'{"kind":5,"x":"\xff"}') == 400
+        assert await status('{"kind":"archive","dataset_ids":["a"],"dataset_ids.\u00b2":1}'.encode()) == 400
         assert await status(b" " * (4 << 20) + b"{}") == 413
         assert await status(b"{}", {"Content-Type": "text/plain"}) == 415
         assert await status(b"{}", {"Content-Type": "text/plain"}, "PATCH") == 415
@@ -231,6 +238,62 @@ async def test_tokens_decide_who_reads_and_who_operates(config: EngineConfig) ->
         assert (await nobody.delete(f"/v1/jobs/{job['id']}", headers=cookie)).status_code == 401
         basic = httpx.BasicAuth("scicat", OPERATOR)
         assert (await nobody.get("/v1/jobs", auth=basic)).status_code == 401
+
+
+async def test_links_of_a_retrieval_are_for_those_who_may_operate(config: EngineConfig) -> None:
+    async with (
+        open_service(config) as service,
+        serve(service, TOKENS) as served,
+        browser(served, READER) as reader,
+        browser(served, OPERATOR) as operator,
+    ):
+        archival = (await operator.post("/v1/jobs", json=ORDER)).json()
+        assert (await ended(service, archival["id"])).state == "done"
+        job = (await operator.post("/v1/jobs", json=ORDER | {"kind": "retrieve"})).json()
+        assert (await ended(service, job["id"])).state == "done"
+        path, query = f"/v1/jobs/{job['id']}", {"dataset_id": DATASET}
+        whole = (await operator.get(path)).json()["datasets"][0]["report"]
+        assert whole["objects"][0]["url"].startswith("http")
+        assert whole["script"]
+        for found in (
+            (await reader.get(path)).json()["datasets"][0],
+            (await reader.get(f"{path}/dataset", params=query)).json(),
+        ):
+            assert found["report"]["objects"][0] == whole["objects"][0] | {"url": ""}
+            assert found["report"]["script"] == ""
+
+
+async def _until_let_go(stream: ByteReceiveStream) -> None:
+    with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while True:
+            await stream.receive()
+
+
+async def test_connections_that_never_get_on_are_let_go_and_their_number_is_bounded(
+    held: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(PatientProtocol, "patience_s", 0.3)
+    monkeypatch.setattr("mover.daemon_connections.CONNECTIONS", 6)
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    begun = (b"", b"GET /livez HT", head + b"{")
+    async with browser(held) as client, AsyncExitStack() as stack:
+        job = (await client.post("/v1/jobs", json=ORDER)).json()
+        events = await stack.enter_async_context(client.stream("GET", f"/v1/jobs/{job['id']}/events"))
+        talk = [await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", held.port)) for _ in begun]
+        for stream, text in zip(talk, begun, strict=True):
+            await stream.send(text)
+        for stream in talk:
+            with anyio.fail_after(5):
+                await _until_let_go(stream)
+        more = [await stack.enter_async_context(await anyio.connect_tcp("127.0.0.1", held.port)) for _ in range(8)]
+        with anyio.fail_after(0.25):
+            await _until_let_go(more[-1])
+        assert events.status_code == 200
+        with anyio.fail_after(5):
+            async for line in events.aiter_lines():  # it has been open all the time
+                if line == ": here":
+                    break
+    assert "Traceback" not in caplog.text
 
 
 async def test_pages_of_other_sites_order_nothing(held: Served) -> None:

@@ -189,10 +189,8 @@ async def test_a_dataset_held_elsewhere_is_waited_for_and_its_holder_named(
         async with other.holding(DATASET):
             job, _ = await service.submit(order(DATASET), owner="ann")
             await until(lambda: service.statistics().retries.get("DatasetBusyError", 0) >= 2)
-            view = await service.job(job.id)
-            with anyio.fail_after(20):
-                while view.state != "waiting":  # it tries again and again, and runs while it does
-                    view = await service.job(job.id)
+            while (view := await service.job(job.id)).state != "waiting":  # it tries again, and runs while it does
+                pass
             assert view.reason.startswith("in use by ")
             assert view.datasets[0].retry_at
         done = await ended(service, job.id)
@@ -252,8 +250,9 @@ async def test_a_full_queue_refuses_with_a_time_and_still_knows_its_keys(config:
     bounded = service_config(config.scratch_folder, jobs_limit=2, datasets_limit=3)
     async with open_service(config, bounded, steer) as service:
         job, _ = await service.submit(order(DATASET), owner="ann", key="k")
-        with pytest.raises(QueueFullError, match="3 datasets"):
-            await service.submit(order(*OTHERS[:3]), owner="ann")
+        for too_long in (order(*OTHERS[:3]), order(OTHERS[0], kind="retrieve", files=("a", "b"))):
+            with pytest.raises(QueueFullError, match="3 datasets and files"):
+                await service.submit(too_long, owner="ann")
         await service.submit(order(OTHERS[0]), owner="ann")
         with pytest.raises(QueueFullError, match="2 jobs") as full:
             await service.submit(order(OTHERS[1]), owner="ann")

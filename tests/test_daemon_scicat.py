@@ -17,7 +17,7 @@ from mover.daemon_jobs import JobService
 from mover.daemon_prefect import DEPLOYMENTS, PrefectRefusedError, PrefectStarter
 from mover.daemon_scicat import CatalogueTrigger
 from mover.engine import Engine, EngineConfig
-from mover.errors import ConfigError, JobNotFoundError, MoverError, NotEnoughSpaceError
+from mover.errors import ConfigError, JobNotFoundError, NotEnoughSpaceError
 from mover.jobs_lifecycle import JobKind
 from mover.parts import Buckets
 from mover.policies.retry import RetryPolicy
@@ -152,7 +152,7 @@ async def test_jobs_that_nobody_told_of_are_found_and_started_once(world: World)
 class Stubborn:
     """A starter that fails, or takes its time."""
 
-    def __init__(self, error: MoverError | None = None, pause_s: float = 0.0) -> None:
+    def __init__(self, error: Exception | None = None, pause_s: float = 0.0) -> None:
         self.error, self.pause_s = error, pause_s
         self.started: list[str] = []
 
@@ -184,6 +184,9 @@ async def test_a_start_that_fails_is_the_facilitys_matter_unless_there_is_no_suc
         assert (await trigger.take("archive", "j")).action == "taken"
     async with trigger_of(Stubborn(NotEnoughSpaceError(1, 1, 1, 1, 1.0))) as trigger:
         assert (await trigger.take("archive", "j")).action == "taken"
+    async with trigger_of(Stubborn(KeyError("a defect"))) as trigger:  # which ends nothing else
+        for _ in range(6):
+            assert (await trigger.take("archive", "j")).action == "taken"
     async with trigger_of(Stubborn(JobNotFoundError("j", "gone"))) as trigger:
         with pytest.raises(JobNotFoundError):
             await trigger.take("archive", "j")

@@ -66,6 +66,10 @@ def test_it_serves_from_the_first_request_to_an_orderly_end(place: World) -> Non
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
             assert client.get("http://localhost/livez").json()["alive"] is True
         assert _mover(place, "health", MOVER_SOCKET=str(path)).returncode == 0
+        for where in (f"unix:{path}", f"unix://{path}", daemon.url):
+            assert _mover(place, "health", MOVER_URL=where).returncode == 0
+        elsewhere = _mover(place, "--url", "unix:/nobody/is/here", "health")  # and not this host's own
+        assert (elsewhere.returncode, "no answer" in elsewhere.stderr) == (1, True)
         ready = _mover(place, "health", "--ready")
         assert ready.returncode == 0
         assert ready.stdout.startswith("ready: ")
@@ -120,8 +124,10 @@ def test_the_page_is_read_with_a_session_and_nothing_can_be_ordered_with_it(plac
         assert client.post("/v1/jobs", json=order).status_code == 401
         assert client.post("/v1/jobs", json=order, headers={"Authorization": f"Bearer {READER}"}).status_code == 403
         assert client.post("/v1/jobs", json=order, headers={"Authorization": f"Bearer {OPERATOR}"}).status_code == 202
-        _token_file(place, f"eve:read:{READER}")  # Olga leaves
-        daemon.signal(signal.SIGHUP)
+        _token_file(place, f"eve:read:{READER}")  # Olga leaves, while she looks on
+        with client.stream("GET", "/v1/events", headers={"Authorization": f"Bearer {OPERATOR}"}) as events:
+            daemon.signal(signal.SIGHUP)
+            events.read()  # to its end
         until(lambda: client.get("/").status_code == 303)
         assert client.post("/login", data={"token": READER}).status_code == 303
         assert client.get("/").status_code == 200
@@ -144,9 +150,17 @@ def test_limits_are_read_again_and_a_bad_configuration_changes_nothing(place: Wo
         until(lambda: "MOVER_BUFFER_MB=64 takes effect with the next start" in daemon.log)
         config.write_text("[limits]\nMOVE_TO_LTS_LIMIT = 0\n")
         daemon.signal(signal.SIGHUP)
-        until(lambda: "the configuration stays as it is" in daemon.log)
+        until(lambda: daemon.dependency("configuration")["state"] == "degraded")
+        assert "MOVE_TO_LTS_LIMIT=0" in daemon.dependency("configuration")["detail"]
+        assert "what was read before stays in force" in daemon.log
         assert daemon.metric('mover_limit_slots{limit="MOVE_TO_LTS_LIMIT"}') == 5
         assert daemon.process.poll() is None
+        assert daemon.client.patch("/v1/limits", json={"MOVE_TO_LTS_LIMIT": 3}).status_code == 200
+        config.write_text("[limits]\nMOVE_TO_LTS_LIMIT = 5\nVERIFY_LTS_LIMIT = 4\n")
+        daemon.signal(signal.SIGHUP)
+        until(lambda: daemon.metric('mover_limit_slots{limit="VERIFY_LTS_LIMIT"}') == 4)
+        assert daemon.metric('mover_limit_slots{limit="MOVE_TO_LTS_LIMIT"}') == 3  # the file says what it said before
+        assert daemon.dependency("configuration")["state"] == "ok"
 
 
 @pytest.mark.slow

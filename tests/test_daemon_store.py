@@ -20,9 +20,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mover.api import JobOptions
+from mover.api import Failure, JobOptions
 from mover.daemon_book import Job, Tally, Update
 from mover.daemon_ids import JobIds
+from mover.daemon_queries import read_page
 from mover.daemon_store import Store
 from mover.daemon_store_rows import (
     find_key,
@@ -272,6 +273,29 @@ def _plan(connection: sqlite3.Connection, ask: Callable[[], object]) -> str:
     ask()
     connection.set_trace_callback(None)
     return "; ".join(str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {seen[0]}"))
+
+
+@pytest.mark.anyio
+async def test_files_that_failures_name_come_as_far_as_they_fit(tmp_path: Path) -> None:
+    async with Store.open(tmp_path / "daemon") as store:
+        await store.write(partial(insert_job, new=new_job("1", "d/0", "d/1", "d/2")))
+        row, items = (await store.read(read_unfinished))[0]
+        job = loaded(row, items)
+        lost = Failure("MissingFilesError", "5 files", 4, retryable=False, fault="user", missing=tuple("abcde"))
+        for position in range(3):
+            changes = job.change([Update(job.items[position], {"state": "failed", "failure": lost})], 2_000)
+            await store.write(partial(write_changes, changes=changes))
+
+        async def named(paths: int) -> list[int]:
+            found = await store.read(partial(read_items, job_id="1", paths=paths))
+            assert [item.failure.message for item in found if item.failure is not None] == ["5 files"] * 3
+            return [len(item.failure.missing) for item in found if item.failure is not None]
+
+        assert await named(0) == [0, 0, 0]
+        assert await named(1) == [5, 0, 0]
+        assert await named(6) == [5, 5, 0]
+        page = await store.read(partial(read_page, where=(), before="", limit=10, live={}))
+        assert all(view.failure is not None and not view.failure.missing for view in page.jobs[0].datasets)
 
 
 @pytest.mark.anyio
