@@ -26,7 +26,9 @@ def run_daemon(options: Options) -> int:
     secrets: tuple[str, ...] = ()
     try:
         from mover.daemon import serve
+        from mover.daemon_memory import bound_arenas
 
+        bound_arenas()
         settings = load()
         known = (settings.minio_password, settings.scicat_password)
         secrets = tuple(secret.reveal() for secret in known if secret is not None)
