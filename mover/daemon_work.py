@@ -211,6 +211,7 @@ class Work:
 
     async def _settle_attempt(self, item: Item, fields: dict[str, Any], result: Result) -> None:
         if item.live is not None:
+            self._ledger.tell_progress(item)  # how far it came, also of what was done between two looks
             item.live.begun = False
         if result.outcome is not None:
             fields["outcome"] = msgspec.json.encode(result.outcome).decode()

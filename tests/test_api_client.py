@@ -30,8 +30,8 @@ from mover.policies.retry import RetryPolicy
 from mover.settings_rules import Secret
 from tests.datasets import DATASET, make_config, random_bytes, upload
 from tests.engines import expect_same_files
-from tests.http_daemons import OPERATOR, READER, TOKENS, client_of, serve
-from tests.job_services import Steered, ended, open_service
+from tests.http_daemons import OPERATOR, READER, TOKENS, Served, client_of, serve
+from tests.job_services import Steered, ended, open_service, until
 from tests.servers import S3Server, fresh_bucket
 
 pytestmark = pytest.mark.anyio
@@ -54,10 +54,24 @@ def config(tmp_path: Path, moto_server: S3Server, buckets: Buckets) -> EngineCon
 
 async def test_an_engine_elsewhere_does_what_the_engine_does(config: EngineConfig) -> None:
     told: list[Progress] = []
-    async with open_service(config) as service, serve(service) as served, client_of(served) as client:
+    gate = anyio.Event()
+
+    def hold(engine: Engine) -> Steered:
+        steered = Steered(engine)
+        steered.gate = gate
+        return steered
+
+    async def let_go_once_followed(served: Served) -> None:
+        await until(lambda: len(served.app.streams) > 0)
+        gate.set()
+
+    async with open_service(config, steer=hold) as service, serve(service) as served, client_of(served) as client:
         engine = RemoteEngine(client, run="r1", tell=told.append)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(let_go_once_followed, served)
+            archived = await engine.archive(DATASET)
+        last = told[-1]  # of work that takes less time than there is between two looks at it
         plan = await engine.plan(DATASET)
-        archived = await engine.archive(DATASET)
         verified = await engine.verify(DATASET)
         retrieved = await engine.retrieve(DATASET, form="files")
         again = await engine.archive(DATASET)
@@ -66,11 +80,11 @@ async def test_an_engine_elsewhere_does_what_the_engine_does(config: EngineConfi
         kinds = [job.kind async for job in client.jobs()]
         with pytest.raises(MoverError) as caught:
             await engine.archive("no/such")
-    assert kinds == ["archive", "retrieve", "verify", "archive", "plan"]
+    assert kinds == ["archive", "retrieve", "verify", "plan", "archive"]
     assert (plan.file_count, len(plan.datablocks), len(plan.datablocks[0].members)) == (2, 1, 2)
     assert (archived.file_count, verified.datablocks[0].digest) == (2, archived.datablocks[0].digest)
     assert len(retrieved.objects) == 2
-    assert told
+    assert (last.dataset_id, last.done_bytes) == (DATASET, last.total_bytes)
     expect_same_files(config.lts_root, FILES)
     assert (type(caught.value).__name__, caught.value.exit_code) == ("DatasetNotFoundError", ExitCode.USER)
     assert (caught.value.fault, caught.value.retryable) == (Fault.USER, False)

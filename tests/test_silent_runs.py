@@ -55,7 +55,7 @@ async def _beat(run: FlowRun) -> None:
     }
     async with get_events_client() as events, get_client() as client:
         await events.emit(Event.model_validate(event))
-        with anyio.fail_after(20):
+        with anyio.fail_after(45):
             while await _last_heartbeat(client, run) is None:  # noqa: ASYNC110 - it is the server that knows
                 await anyio.sleep(0.1)
 
@@ -73,10 +73,10 @@ async def test_a_run_whose_heartbeats_stopped_is_declared_crashed_and_one_that_b
     run = await _run(client, running=True)
     await _beat(run)
     now = datetime.now(UTC)
-    assert await bury_silent_runs(client, "archive", now + timedelta(seconds=SILENCE_S / 2)) == []
+    await bury_silent_runs(client, "archive", now + timedelta(seconds=SILENCE_S / 2))
     assert await _state(client, run) is StateType.RUNNING
     buried = await bury_silent_runs(client, "archive", now + timedelta(seconds=SILENCE_S + 1))
-    assert [other.id for other in buried] == [run.id]
+    assert run.id in [other.id for other in buried]  # beside those that killed processes of other tests left
     assert await _state(client, run) is StateType.CRASHED
 
 
@@ -88,7 +88,8 @@ async def test_a_run_that_was_never_heard_of_gets_time_to_begin_and_then_counts_
 
     run = await _run(client, running=running)
     now = datetime.now(UTC)
-    assert await bury_silent_runs(client, "archive", now + timedelta(seconds=NEVER_HEARD_S - 60)) == []
+    await bury_silent_runs(client, "archive", now + timedelta(seconds=NEVER_HEARD_S - 60))
+    assert await _state(client, run) is (StateType.RUNNING if running else StateType.PENDING)
     await bury_silent_runs(client, "archive", now + timedelta(seconds=NEVER_HEARD_S + 60))
     assert await _state(client, run) is StateType.CRASHED
 
