@@ -12,6 +12,7 @@ from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifa
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
+from mover.amounts import WorkAmounts
 from mover.model import Progress, Stage
 from mover.shown import bytes_text
 from mover.tasks import open_task_group
@@ -19,7 +20,6 @@ from mover.tasks import open_task_group
 __all__ = ["Board", "open_board", "run_logger"]
 
 _EVERY_S: Final = 5.0  # an update costs the server some 70 ms
-_WORK: Final = frozenset({Stage.MOVE, Stage.VERIFY, Stage.RETRIEVE})
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
@@ -34,8 +34,7 @@ class Board:
     """Adds up the engine's events. ``tell`` returns at once."""
 
     def __init__(self) -> None:
-        self._expected: dict[tuple[str, int], int] = {}
-        self._done: dict[tuple[str, int, Stage], int] = {}
+        self._amounts = WorkAmounts()
         self._reasons: dict[tuple[str, int, Stage], str] = {}
         self._log = run_logger()
 
@@ -43,13 +42,9 @@ class Board:
         """One event of the engine."""
         key = (event.dataset_id, event.datablock, event.stage)
         where = f"{event.dataset_id} datablock {event.datablock}" if event.datablock else event.dataset_id
+        self._amounts.tell(event)
         if event.stage is Stage.PLAN and event.state == "finished":
-            self._expected[event.dataset_id, 0] = 2 * event.total_bytes  # every byte is moved and read back
             self._log.info("%s: %s planned", where, bytes_text(event.total_bytes))
-        elif event.stage is Stage.RETRIEVE and event.state == "started":
-            self._expected[event.dataset_id, event.datablock] = event.total_bytes
-        elif event.stage in _WORK and event.state in {"progress", "finished"}:
-            self._done[key] = event.done_bytes
         elif event.state == "waiting":
             reason = event.reason.partition(" (")[0]
             if self._reasons.get(key) != reason:
@@ -64,12 +59,12 @@ class Board:
 
     def percent(self) -> float:
         """Bytes moved and read back of those planned; 0 as long as no plan is known."""
-        expected_bytes = sum(self._expected.values())
-        return min(100.0, 100 * sum(self._done.values()) / expected_bytes) if expected_bytes else 0.0
+        done_bytes, expected_bytes = self._amounts.total()
+        return 100 * done_bytes / expected_bytes if expected_bytes else 0.0
 
     def text(self) -> str:
         """The same in words."""
-        done_bytes, expected_bytes = sum(self._done.values()), sum(self._expected.values())
+        done_bytes, expected_bytes = self._amounts.total()
         return f"{bytes_text(done_bytes)} moved and read back of {bytes_text(expected_bytes)}"
 
 

@@ -83,7 +83,8 @@ class Failure(msgspec.Struct, frozen=True):
 class DatasetView(msgspec.Struct, frozen=True):
     """One dataset of a job. ``report`` is the engine's, as ``mover --json`` has it, once it is done.
 
-    ``done_bytes`` of ``total_bytes`` are of the datablock and stage that were told last.
+    ``done_bytes`` of ``total_bytes`` are of the datablock and stage that were told last; ``work_done_bytes`` of
+    ``work_total_bytes`` of all the attempt has to do, where an archive counts every byte twice, moved and read back.
     """
 
     dataset_id: str
@@ -95,6 +96,8 @@ class DatasetView(msgspec.Struct, frozen=True):
     datablock: int = 0
     done_bytes: int = 0
     total_bytes: int = 0
+    work_done_bytes: int = 0
+    work_total_bytes: int = 0
     failure: Failure | None = None
     report: dict[str, Any] | None = None
 

@@ -123,16 +123,17 @@ class ProgressTeller:
         if stage is None:
             return
         key = (view.dataset_id, view.datablock, stage)
+        work = (view.work_done_bytes, view.work_total_bytes)
         state: Literal["started", "progress", "waiting", "finished"] = "progress"
         if view.state == "waiting":
             state = "waiting"
         elif key not in self._seen:
             self._seen.add(key)
-            self._tell(Progress(view.dataset_id, stage, "started", view.datablock, 0, view.total_bytes))
+            self._tell(Progress(view.dataset_id, stage, "started", view.datablock, 0, view.total_bytes, "", *work))
         if state == "progress" and view.done_bytes == view.total_bytes and stage in _PAYLOAD:
             state = "finished"
         amounts = (view.done_bytes, view.total_bytes)
-        self._tell(Progress(view.dataset_id, stage, state, view.datablock, *amounts, view.reason))
+        self._tell(Progress(view.dataset_id, stage, state, view.datablock, *amounts, view.reason, *work))
 
 
 def plan_of(report: dict[str, Any]) -> DatasetPlan:

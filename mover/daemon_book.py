@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from anyio import CancelScope
 
+from mover.amounts import WorkAmounts
 from mover.api import JobState, is_final
 from mover.daemon_store_schema import Changes, ItemRow, JobRow, TransitionRow
 from mover.model import Progress, Stage
@@ -28,6 +29,7 @@ class Live:
     def __init__(self, began_ms: int) -> None:
         self.began_ms = began_ms
         self.stage, self.datablock, self.done_bytes, self.total_bytes = "", 0, 0, 0
+        self.amounts = WorkAmounts()
         self.told = True  # no progress since readers were told
         self.begun = False  # it is shown as running
         self.changes = 0  # how often it was shown to wait, and to go on
@@ -41,6 +43,7 @@ class Live:
         """Takes a progress event of the engine's; returns at once."""
         self.stage, self.datablock = str(event.stage), event.datablock
         self.done_bytes, self.total_bytes = event.done_bytes, event.total_bytes
+        self.amounts.tell(event)
         self.told = False
         self._waits.pop(event.datablock, None)
         self._active.discard(event.datablock)

@@ -87,7 +87,9 @@
       if (bar.dataset.stage !== dataset.stage) later(QUICK_MS);
       else if (dataset.total_bytes) {
         bar.value = dataset.done_bytes / dataset.total_bytes;
-        bar.nextElementSibling.textContent = `${bytes(dataset.done_bytes)} of ${bytes(dataset.total_bytes)}`;
+        const whole = dataset.work_total_bytes;
+        const share = whole ? `, ${Math.floor((100 * dataset.work_done_bytes) / whole)}% of the dataset` : "";
+        bar.nextElementSibling.textContent = `${bytes(dataset.done_bytes)} of ${bytes(dataset.total_bytes)}${share}`;
       }
     }
   };

@@ -123,6 +123,8 @@ def _work_row(work: WorkView, rate: float) -> str:
     else:
         share = min(view.done_bytes / view.total_bytes, 1.0) if view.total_bytes else 0.0
         done = f"{bytes_text(view.done_bytes)} of {bytes_text(view.total_bytes)}"
+        if view.work_total_bytes:
+            done += f", {100 * view.work_done_bytes // view.work_total_bytes}% of the dataset"
         label = f"{view.stage or 'progress'} of {view.dataset_id}"
         progress = (
             f'<td class="bar"><progress max="1" value="{share:.4f}" aria-label="{text_of(label)}"'

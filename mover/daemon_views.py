@@ -26,6 +26,7 @@ def dataset_view(row: ItemRow, live: Live | None = None, report: dict[str, Any] 
     if live is not None and live.begun:
         reason = live.waits_for
         state = "waiting" if reason else "running"
+    work_done_bytes, work_total_bytes = live.amounts.total() if live is not None else (0, 0)
     return DatasetView(
         dataset_id=row.dataset_id,
         state=state,
@@ -36,6 +37,8 @@ def dataset_view(row: ItemRow, live: Live | None = None, report: dict[str, Any] 
         datablock=live.datablock if live is not None else 0,
         done_bytes=live.done_bytes if live is not None else 0,
         total_bytes=live.total_bytes if live is not None else 0,
+        work_done_bytes=work_done_bytes,
+        work_total_bytes=work_total_bytes,
         failure=row.failure,
         report=report,
     )

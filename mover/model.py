@@ -222,6 +222,8 @@ class Progress(msgspec.Struct, frozen=True):
     """One progress event. ``datablock`` 0: of the whole dataset; ``done_bytes`` never exceeds ``total_bytes``.
 
     ``state``: ``started``, ``progress``, ``waiting`` (``reason`` says for what), ``finished``, ``failed``.
+    ``work_done_bytes`` of ``work_total_bytes``: how the whole dataset stands, where that cannot be added up from the
+    events because some are left out; 0 where it can.
     """
 
     dataset_id: str
@@ -231,6 +233,8 @@ class Progress(msgspec.Struct, frozen=True):
     done_bytes: int = 0
     total_bytes: int = 0
     reason: str = ""
+    work_done_bytes: int = 0
+    work_total_bytes: int = 0
 
 
 def dataset_folder(dataset_id: str) -> str:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from mover.amounts import WorkAmounts
 from mover.model import Progress, Stage
 from mover.shown import bytes_text, rate_text, seconds_text, shown_name
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["BarDisplay", "Display", "LineDisplay", "SilentDisplay", "open_display"]
 
 _LINE_EVERY_S = 10.0
-_PAYLOAD_STAGES = frozenset({Stage.STAGE, Stage.MOVE, Stage.VERIFY, Stage.RECALL, Stage.RETRIEVE})
 _WORDS = {"started": "begins", "finished": "done", "failed": "failed", "waiting": "waits", "progress": ""}
 
 
@@ -138,9 +138,7 @@ class BarDisplay:
         self._bars = _make_bars(stream)
         self._datasets: dict[str, TaskID] = {}
         self._datablocks: dict[tuple[str, int], TaskID] = {}
-        self._stages: dict[tuple[str, int, Stage], tuple[int, int]] = {}  # bytes done, bytes in all
-        self._sums: dict[str, tuple[int, int]] = {}
-        self._planned: dict[str, int] = {}  # moved once and read back once
+        self._amounts = WorkAmounts()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -158,12 +156,10 @@ class BarDisplay:
     def tell(self, event: Progress) -> None:
         """See Display."""
         dataset = self._dataset(event.dataset_id)
+        self._amounts.tell(event)
         if not event.datablock:
-            if event.stage is Stage.PLAN and event.state == "finished":
-                self._planned[event.dataset_id] = 2 * event.total_bytes
             self._bars.update(dataset, stage=_stage_text(event))
             return
-        self._count(event)
         key = (event.dataset_id, event.datablock)
         if event.state in {"finished", "failed"}:
             if key in self._datablocks:
@@ -172,19 +168,8 @@ class BarDisplay:
             bar = self._datablock(event, key)
             done_bytes = event.done_bytes if event.state == "progress" else None
             self._bars.update(bar, stage=_stage_text(event), completed=done_bytes, total=event.total_bytes or None)
-        done_bytes, total_bytes = self._sums[event.dataset_id]
-        total_bytes = max(total_bytes, self._planned.get(event.dataset_id, 0))
+        done_bytes, total_bytes = self._amounts.of(event.dataset_id)
         self._bars.update(dataset, completed=done_bytes, total=total_bytes or None, stage="")
-
-    def _count(self, event: Progress) -> None:
-        done_bytes, total_bytes = self._sums.get(event.dataset_id, (0, 0))
-        if event.stage in _PAYLOAD_STAGES and event.state in {"started", "progress", "finished"}:
-            key = (event.dataset_id, event.datablock, event.stage)
-            before = self._stages.get(key, (0, 0))
-            after = (event.done_bytes, max(event.total_bytes, before[1]))
-            self._stages[key] = after
-            done_bytes, total_bytes = done_bytes + after[0] - before[0], total_bytes + after[1] - before[1]
-        self._sums[event.dataset_id] = (done_bytes, total_bytes)
 
     def _dataset(self, dataset_id: str) -> TaskID:
         if dataset_id not in self._datasets:

@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("mover.plan", "mover.plan_*", "mover.verify", "mover.verify_*", "mover.journal", "mover.cleanup"),
         *("mover.catalogue", "mover.scicat", "mover.scicat_*", "mover.parts", "mover.stages", "mover.reports"),
+        "mover.amounts",
     ),
     (
         *("mover.archive", "mover.archive_*", "mover.retrieve", "mover.retrieve_*", "mover.download_script"),

@@ -61,7 +61,7 @@ def _queue(working: tuple[WorkView, ...] = (), owners: int = 1) -> QueueStatisti
 
 
 def _work(state: str = "running", reason: str = "") -> WorkView:
-    view = DatasetView(HOSTILE, state, reason, 2, "", "move", 3, 50 << 20, 200 << 20)  # type: ignore[arg-type]
+    view = DatasetView(HOSTILE, state, reason, 2, "", "move", 3, 50 << 20, 200 << 20, 6, 50)  # type: ignore[arg-type]
     return WorkView("job-1", "archive", HOSTILE, view, datetime.now(UTC).isoformat())
 
 
@@ -95,7 +95,8 @@ def _data(queue: QueueStatistics | None = None, **changes: object) -> PageData:
 async def test_all_that_is_going_on_is_there_without_a_script() -> None:
     text = _Document(render_page(_data(_queue((_work(),))))).text
     for said in (
-        *("transfer-1", "not ready", "123.4 MB/s", "42.0 MB/s", "50.0 MiB of 200.0 MiB", "move 3", "attempt 2"),
+        *("transfer-1", "not ready", "123.4 MB/s", "42.0 MB/s", "50.0 MiB of 200.0 MiB, 12% of the dataset"),
+        *("move 3", "attempt 2"),
         *("MOVE_TO_LTS_LIMIT", "1 of 2", "3 waiting", "1000.0 GiB in all", "300.0 GiB", "has to stay free"),
         *("5 dataset(s) queued", "the oldest for 1:30 min", "three buckets", "20 ms", "hanging", "job-9", "broken:"),
     ):
