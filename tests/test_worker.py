@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ def test_a_worker_waits_for_its_pool_then_polls_and_ends_when_it_is_told(
             _until(lambda: f"Worker '{POOL} on {gethostname()}' started!" in log.read_text(encoding="utf-8"), log)
         finally:
             process.terminate()
-        assert process.wait(60) == 0
+        assert _ended(process) in {0, -signal.SIGKILL}
     with prefect_server.client_settings():
         anyio.run(_delete_pool)
     assert (Path(environ["RUNTIME_SECRETS_FOLDER"]) / "prefectauth").exists()
@@ -113,6 +114,15 @@ def _until(condition: Callable[[], bool], log: Path) -> None:
     while not condition():
         assert time.monotonic() < deadline, log.read_text(encoding="utf-8")[-3000:]
         time.sleep(0.2)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """One stop of some hundred goes no further than the first signal; Prefect's worker kills itself at the second."""
+    try:
+        return process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        return process.wait(30)
 
 
 async def _make_pool() -> None:
