@@ -71,14 +71,15 @@ class RemoteEngine:
         yield  # type: ignore[unreachable]  # an iterator, as the engine's
 
     async def _report(self, order: JobOrder) -> dict[str, Any]:
-        job = await self._order(order)
+        job: JobView | None = None
         try:
+            job = await self._order(order)
             async with aclosing(self._client.follow(job.id)) as events:
                 async for event in events:
                     self._teller.tell(event)
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_CANCEL_S, shield=True):
-                await self._cancel(job.id)
+                await self._cancel(order, job)
             raise
         done = await self._client.result(await self._client.job(job.id))
         dataset = done.datasets[0]
@@ -96,11 +97,12 @@ class RemoteEngine:
                 return job
             attempt += 1
 
-    async def _cancel(self, job_id: str) -> None:
+    async def _cancel(self, order: JobOrder, job: JobView | None) -> None:
+        """Cancels the call's job; the daemon may have it though its answer did not come, and tells when asked again."""
         try:
-            await self._client.cancel(job_id)
+            await self._client.cancel((job or await self._order(order)).id)
         except MoverError as error:
-            _log.warning("job %s goes on in the daemon, it cannot be cancelled: %s", job_id, error)
+            _log.warning("%s of %s may go on in the daemon: %s", order.kind, ", ".join(order.dataset_ids), error)
 
 
 class ProgressTeller:

@@ -87,7 +87,8 @@ async def plan(session: Session, dataset_ids: Sequence[str], rates: Rates) -> Ou
         else:
             told = plan_of(dataset.report)
             space = msgspec.convert(dataset.report["space"], SpaceReading)
-            percentage = session.settings.lts_free_space_percentage
+            # The daemon's; one that does not tell is older than this command.
+            percentage = dataset.report.get("floor_percentage", session.settings.lts_free_space_percentage)
             results.done[dataset.dataset_id] = (told, forecast(told, space, percentage, rates))
     return planned(results.reports, results.failures, members=False)
 

@@ -110,7 +110,10 @@ class CatalogueStarter:
         runs = await self._runs_of(job)
         if not runs and job.status_code != SUBMITTED and not take_over:
             return ""
-        match next_step(finished=False, fates=[_FATES.get(run.state, "live") for run in runs]):
+        step = next_step(finished=False, fates=[_FATES.get(run.state, "live") for run in runs])
+        if runs and not isinstance(step, Leave) and is_finished((await self._catalogue.job(job.job_id)).status_code):
+            step = Leave("it has ended since the catalogue was asked for its list")
+        match step:
             case Leave():
                 return runs[-1].id if take_over else ""
             case Start(attempt, reason):

@@ -26,8 +26,11 @@ class PackedReport(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-def plan_report(plan: DatasetPlan, space: SpaceReading | None) -> dict[str, Any]:
-    """A plan without its members, as ``mover plan --json`` has it, and the share as it is now, if it tells."""
+def plan_report(plan: DatasetPlan, space: SpaceReading | None, floor_percentage: float) -> dict[str, Any]:
+    """A plan without its members, as ``mover plan --json`` has it, and the share as it is now, if it tells.
+
+    ``floor_percentage``: of the share, what the daemon keeps free.
+    """
     datablocks = [
         {
             "number": item.number,
@@ -43,7 +46,7 @@ def plan_report(plan: DatasetPlan, space: SpaceReading | None) -> dict[str, Any]
     document |= {"anomalies": plan.anomalies, "datablocks": datablocks}
     if len(plan.datablocks) > _ROWS:
         document["left_out"] = {"datablocks": len(plan.datablocks) - _ROWS}
-    return document | {"space": space}
+    return document | {"space": space, "floor_percentage": floor_percentage}
 
 
 def pack_report(report: Report, at_most_bytes: int) -> PackedReport:

@@ -68,7 +68,8 @@ class EngineRunner:
             case "verify":
                 return await engine.verify(dataset_id, level=options.level)
             case "plan":
-                return plan_report(await engine.plan(dataset_id), await self._space())
+                plan, space = await engine.plan(dataset_id), await self._space()
+                return plan_report(plan, space, engine.floor_percentage)
 
     async def _space(self) -> SpaceReading | None:
         """None when the share does not tell soon: a plan needs nothing else of it."""

@@ -195,11 +195,13 @@ class Work:
             self._let_go.set()
             self._queue.ended(item, anyio.current_time() - began_s)
             self._pick_again.set()
-        if item.row.position in item.job.items:
-            if not self.stopping:
-                self._enqueue(item)
-        else:
+        if item.row.position not in item.job.items:
             self._close_if_done(item.job)
+        elif who := item.job.row.cancelled_by:  # that came while the attempt's end was on its way into the journal
+            await self._ledger.settle(self._ledger.enter(item.job, [_cancelled(item, who)]))
+            self._close_if_done(item.job)
+        elif not self.stopping:
+            self._enqueue(item)
 
     async def _begin(self, item: Item) -> None:
         item.begun_before = True

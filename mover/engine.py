@@ -112,6 +112,11 @@ class Engine:
         """What archiving would write. Raises UserError."""
         return await plan_source(self._parts, dataset_id)
 
+    @property
+    def floor_percentage(self) -> float:
+        """Share of the LTS that stays free."""
+        return self._parts.space.floor_percentage
+
     async def space(self) -> SpaceReading:
         """Size of the LTS and what is free there. Raises MissingMountError."""
         return await _space_reading(self._parts.lts_root, self._parts.profile)

@@ -23,7 +23,7 @@ __all__ = ["OPERATOR", "QUICK", "READER", "TOKENS", "Served", "browser", "client
 
 READER, OPERATOR = "reader-0123456789", "operator-0123456789"
 TOKENS = Access(parse_tokens(f"eye:read:{READER}\nscicat:operate:{OPERATOR}", "a test"))
-QUICK = RetryPolicy(attempts=40, base_s=0.05, cap_s=0.1, throttle_base_s=0.05, retry_after_cap_s=0.1)
+QUICK = RetryPolicy(attempts=1000, base_s=0.05, cap_s=0.1, throttle_base_s=0.05, retry_after_cap_s=0.1)
 
 
 class Served:

@@ -114,11 +114,19 @@ async def test_a_call_after_a_failure_orders_a_new_job_and_one_that_is_cancelled
         steered.gate = anyio.Event()
         return steered
 
+    async def give_up(served: Served, scope: anyio.CancelScope) -> None:
+        await until(lambda: len(served.app.streams) > 0)
+        scope.cancel()
+
     async with open_service(config, steer=hold) as service, serve(service) as served, client_of(served) as client:
-        with anyio.move_on_after(1.0):
-            await RemoteEngine(client, run="r3").verify(DATASET)
-        newest = [job async for job in client.jobs(limit=1)]
-    assert (newest[0].kind, newest[0].state) == ("verify", "cancelled")
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(give_up, served, scope)
+                await RemoteEngine(client, run="r3").verify(DATASET)
+        with anyio.move_on_after(0):  # before the answer to the order
+            await RemoteEngine(client, run="r4").retrieve(DATASET)
+        newest = [await ended(service, job.id) async for job in client.jobs(limit=2)]
+    assert [(job.kind, job.state) for job in newest] == [("retrieve", "cancelled"), ("verify", "cancelled")]
 
 
 @pytest.mark.slow
@@ -147,7 +155,7 @@ async def test_a_job_is_followed_over_a_restart_of_the_daemon_and_every_event_to
                 async with client_of(served) as client:
                     job = await client.submit(ORDER)
                 access = DaemonAccess(served.url)
-                opened = DaemonClient.open(access, retry=RetryPolicy(attempts=100, base_s=0.05, cap_s=0.1))
+                opened = DaemonClient.open(access, retry=RetryPolicy(attempts=5000, base_s=0.05, cap_s=0.1))
                 client = await opened.__aenter__()
                 tasks.start_soon(follow, client, job.id)
                 await restarted.wait()

@@ -14,10 +14,12 @@ import pytest
 
 from mover.errors import ExitCode
 from mover.model import archive_id
+from mover.streams.lts import LtsFolder
 from tests.daemon_process import DaemonProcess, World, until, world
+from tests.lts_mounts import PLAIN
 from tests.servers import S3Server
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 PID, OTHER, ABSENT = "20.500.1/one", "20.500.1/two", "20.500.1/absent"
 TOKEN, READER = "operator-0123456789", "reader-0123456789"
@@ -78,6 +80,7 @@ def site(moto_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_a_dataset_goes_there_and_back_as_it_would_from_here(site: Site) -> None:
     planned = site.document("plan", PID)["datasets"][0]
     assert (planned["file_count"], planned["datablocks"][0]["members"], planned["forecast"]["fits"]) == (2, 2, True)
+    assert planned["forecast"]["floor_percentage"] == 0  # the daemon's, which is nothing that is set here
     assert "in all" in site.run("plan", PID)[0]
     assert "in all" in site.run("archive", "--dry-run", PID)[0]
 
@@ -92,7 +95,7 @@ def test_a_dataset_goes_there_and_back_as_it_would_from_here(site: Site) -> None
     assert f"{PID}: verified (read-back)" in site.run("verify", PID)[0]
     script = site.folder / "get.sh"
     out, err = site.run("retrieve", PID, "--as", "files", "--file", "a.txt", "--script", str(script))
-    assert httpx.get(out.strip(), trust_env=False).content == b"first"
+    assert httpx.get(out.strip(), trust_env=False, timeout=30).content == b"first"
     assert "the links are good until" in err
     assert script.stat().st_mode & 0o777 == 0o600
     assert site.document("retrieve", PID)["dataset"]["objects"][0]["url"].startswith("http")
@@ -143,7 +146,10 @@ def test_jobs_and_limits_are_shown_and_changed(site: Site) -> None:
 def test_who_interrupts_a_command_stops_following_and_is_told_how_to_look_again(site: Site) -> None:
     lock = "20.500.1/held"
     site.place.put(lock, {"big": b"x" * 30_000_000})
-    with site.start("--url", site.daemon.url, "archive", lock, lock + "-none") as process:
+    with (
+        LtsFolder.open(site.place.lts, lock, PLAIN).lock("a test"),  # it waits until this lets go
+        site.start("--url", site.daemon.url, "archive", lock, lock + "-none") as process,
+    ):
         assert process.stderr is not None
         said = process.stderr.readline()
         assert "job " in said

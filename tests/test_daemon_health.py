@@ -288,13 +288,13 @@ async def test_a_blocked_loop_is_seen_from_outside_with_where_it_stands(
             manager.taken()
             await _until(lambda: len(manager.taken()) > 0)
     state = watchdog.state()
-    assert state.blocked == 1
+    assert state.blocked >= 1  # a busy machine may stop the loop by itself
     assert "_block" in state.last_blocked_in
     assert state.worst_lag_s > 3
     assert max(lags) > 3
     told = "\n".join(record.getMessage() for record in caplog.records)
     assert "while time.monotonic() < end_s" in told or "pass" in told
-    assert re.search(r"goes on, after [345]\.", told)
+    assert re.search(r"goes on, after ([3-9]|\d\d)\.", told)
 
 
 STOPPED = """
@@ -325,7 +325,7 @@ def test_a_process_that_stood_still_has_no_blocked_loop() -> None:
         process.send_signal(signal.SIGCONT)
         said, told = process.communicate(timeout=30)
     assert said == "0\n"
-    assert re.search(r"the whole process stood still for [23]\.", told)
+    assert re.search(r"the whole process stood still for ([2-9]|\d\d)\.", told)
 
 
 async def test_the_service_manager_is_told_and_without_one_nothing_happens(

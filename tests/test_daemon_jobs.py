@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
-from mover.api import JobEvent, JobOrder, LimitsChange
+from mover.api import JobOrder, LimitsChange
 from mover.daemon_book import Item
-from mover.daemon_events import ProgressRelay
 from mover.daemon_jobs import JobService
+from mover.daemon_runner import Result
 from mover.engine import Engine, EngineConfig
 from mover.errors import (
     ConfigError,
@@ -24,7 +25,6 @@ from mover.errors import (
     QueueFullError,
     UnknownJobError,
 )
-from mover.model import Progress, Stage
 from mover.parts import Buckets
 from tests.datasets import DATASET, make_config, open_engine, random_bytes, upload
 from tests.engines import expect_same_files
@@ -226,6 +226,33 @@ async def test_cancelling_ends_what_runs_and_what_waits_at_once_and_twice_is_onc
             await service.cancel("unknown", who="bob")
 
 
+async def test_what_fails_while_its_job_is_being_cancelled_is_not_tried_again(config: EngineConfig) -> None:
+    cancelling = anyio.Event()
+
+    class Failing(Steered):
+        async def run(self, item: Item) -> Result:
+            self.attempts[item.dataset_id] += 1
+            cancelling.set()
+            for _ in range(3):  # the cancellation is on its way into the journal, before the end of this attempt
+                await anyio.lowlevel.checkpoint()
+            raise LtsError("open", "/lts", "away")
+
+    runners: list[Failing] = []
+
+    def steer(engine: Engine) -> Failing:
+        runners.append(Failing(engine))
+        return runners[-1]
+
+    async with open_service(config, steer=steer) as service:
+        job, _ = await service.submit(order(DATASET), owner="ann")
+        await cancelling.wait()
+        await service.cancel(job.id, who="bob")
+        done = await ended(service, job.id)
+        assert (done.state, done.datasets[0].state, done.datasets[0].retry_at) == ("cancelled", "cancelled", "")
+        assert runners[0].attempts[DATASET] == 1
+        assert service.statistics().jobs == 0
+
+
 async def test_a_key_gives_the_same_job_and_refuses_another_order(config: EngineConfig) -> None:
     async with open_service(config) as service:
         first, new = await service.submit(order(DATASET), owner="ann", key="k")
@@ -265,7 +292,14 @@ async def test_a_full_queue_refuses_with_a_time_and_still_knows_its_keys(config:
 
 async def test_a_burst_beyond_the_limit_is_accepted_up_to_it(config: EngineConfig) -> None:
     refused = 0
-    async with open_service(config, service_config(config.scratch_folder, jobs_limit=20)) as service:
+
+    def hold(engine: Engine) -> Steered:
+        steered = Steered(engine)
+        steered.gate = anyio.Event()
+        return steered
+
+    limited = service_config(config.scratch_folder, jobs_limit=20)
+    async with open_service(config, limited, hold) as service:
 
         async def one(number: int) -> None:
             nonlocal refused
@@ -277,8 +311,8 @@ async def test_a_burst_beyond_the_limit_is_accepted_up_to_it(config: EngineConfi
         async with anyio.create_task_group() as tasks:
             for number in range(50):
                 tasks.start_soon(one, number)
-        assert refused >= 20
-        assert service.statistics().accepted == 50 - refused
+        assert refused == 30
+        assert service.statistics().accepted == 20
 
 
 @pytest.mark.slow
@@ -463,37 +497,3 @@ async def test_what_waits_for_space_says_so_holds_up_no_other_kind_and_can_be_ca
         assert (await ended(service, other.id)).state == "done"
         await service.cancel(job.id, who="bob")
         assert (await ended(service, job.id)).state == "cancelled"
-
-
-@pytest.mark.slow
-async def test_progress_is_told_eight_times_a_second_whatever_the_engine_tells_and_the_last_of_it_counts(
-    config: EngineConfig,
-) -> None:
-    relay = ProgressRelay()
-    async with Engine.open(config, tell=relay.tell) as engine:
-        steered = Steered(engine)
-        steered.gate = anyio.Event()
-        jobs = service_config(config.scratch_folder)
-        async with JobService.open(engine, jobs, progress=relay, runner=steered) as service:
-            job, _ = await service.submit(order(DATASET), owner="ann")
-            seen: list[JobEvent] = []
-
-            async def read() -> None:
-                async for event in service.events(job.id):
-                    if event.type == "progress":
-                        seen.append(event)  # noqa: PERF401 - looked at while it grows
-
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(read)
-                await until(lambda: service.statistics().running == 1)
-                began = anyio.current_time()
-                done_bytes = 0
-                while (elapsed_s := anyio.current_time() - began) < 1.5:
-                    done_bytes += 1
-                    relay.tell(Progress(DATASET, Stage.MOVE, "progress", 1, done_bytes, 1_000_000))
-                    await anyio.sleep(0.001)
-                await until(lambda: bool(seen) and seen[-1].dataset.done_bytes == done_bytes)  # type: ignore[union-attr]
-                told = sum(event.dataset is not None and event.dataset.done_bytes > 0 for event in seen)
-                steered.gate.set()
-            assert 3 <= told <= 8 * (elapsed_s + 1)
-            assert done_bytes > 5 * told

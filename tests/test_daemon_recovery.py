@@ -77,8 +77,10 @@ async def test_the_time_of_the_next_try_and_the_tries_outlive_a_restart(config: 
 
     async with open_service(config, jobs, steer) as service:
         job, _ = await service.submit(order("d/1"), owner="ann")
-        await until(lambda: service.statistics().waiting == 1)
-        before = (await service.job(job.id)).datasets[0]
+        with anyio.fail_after(30):
+            while (view := await service.job(job.id)).state != "waiting":  # noqa: ASYNC110 - it is the journal that knows
+                await anyio.sleep(0.01)
+        before = view.datasets[0]
         assert before.retry_at
     async with open_service(config, jobs, steer) as service:
         assert (await service.job(job.id)).datasets[0] == before

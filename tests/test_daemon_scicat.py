@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from mover.catalogue import CatalogueJob
 from mover.daemon_catalogue import CATALOGUE_OWNER, CatalogueStarter
 from mover.daemon_jobs import JobService
 from mover.daemon_prefect import DEPLOYMENTS, PrefectRefusedError, PrefectStarter
@@ -60,7 +61,10 @@ def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
 
 
 @pytest.fixture
-async def world(config: EngineConfig, scicat_server: ScicatServer) -> AsyncIterator[World]:
+async def world(
+    config: EngineConfig, scicat_server: ScicatServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    monkeypatch.setattr("mover.daemon_scicat._ANSWER_S", 20.0)  # each answer tells what came of it
     scicat_server.control.seed_dataset(PID, {name: len(body) for name, body in FILES.items()})
     async with (
         SciCat.open(access_to(scicat_server)) as catalogue,
@@ -133,6 +137,35 @@ async def test_basic_and_bearer_are_taken_and_nobody_else_is(world: World) -> No
         assert await status({"Authorization": "Basic !!"}) == 401
         assert await world.jobs() == []
         assert await status(basic("scicat", OPERATOR)) == 202
+
+
+async def test_a_job_that_ended_after_the_catalogue_listed_it_is_not_begun_again(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    scicat_server.control.seed_dataset(PID, {name: len(body) for name, body in FILES.items()})
+    job_id = scicat_server.control.seed_job("archive", [PID])
+    listed: list[CatalogueJob] = []
+
+    class Late(SciCat):
+        """Lists what was there before."""
+
+        async def jobs(self, kinds: Sequence[str], status_codes: Sequence[str]) -> AsyncIterator[CatalogueJob]:
+            if not listed:
+                listed.extend([job async for job in super().jobs(["archive"], status_codes)])
+            for job in listed:
+                if job.kind in kinds:
+                    yield job
+
+    async with (
+        Late.open(access_to(scicat_server)) as catalogue,
+        Engine.open(config, catalogue=catalogue) as engine,
+        open_service(config, catalogue=catalogue) as service,
+    ):
+        starter = CatalogueStarter(service, catalogue, engine, grace_s=0.0)
+        assert await starter.reconcile() == [job_id]
+        await ended(service, (await service.jobs()).jobs[0].id)
+        assert await starter.reconcile() == []
+        assert len((await service.jobs()).jobs) == 1
 
 
 async def test_jobs_that_nobody_told_of_are_found_and_started_once(world: World) -> None:

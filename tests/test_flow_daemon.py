@@ -74,7 +74,7 @@ async def test_jobs_go_there_and_back_by_the_daemon_with_the_catalogue_told_by_t
     state = await retrieve_datasetlist(back, return_state=True)
     assert state.is_completed(), state.message
     rows = flow_world.job(back)["jobResultObject"]["result"]
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         found = {row["name"]: (await client.get(row["url"])).content for row in rows}
     assert found == {path.rpartition("/")[2]: files[path] for path in wanted}
 

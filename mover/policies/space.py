@@ -66,7 +66,7 @@ class SpaceGate:
     ) -> None:
         """``deadline_s`` bounds the wait of each datablock, counted from its own arrival."""
         self._reading = reading
-        self._floor_percentage = floor_percentage
+        self.floor_percentage = floor_percentage
         self._deadline_s = deadline_s
         self._sleep = sleep
         self._clock = clock
@@ -117,7 +117,7 @@ class SpaceGate:
             # Taken before the reading: what is written meanwhile counts twice for a moment, never not at all.
             reserved_bytes = self._reserved_bytes()
             reading = await self._reading()
-            floor_bytes = math.ceil(reading.total_bytes * self._floor_percentage / 100)
+            floor_bytes = math.ceil(reading.total_bytes * self.floor_percentage / 100)
             spare_bytes = reading.free_bytes - reserved_bytes - floor_bytes
             if size_bytes <= spare_bytes:
                 reservation = Reservation(size_bytes)
