@@ -121,7 +121,8 @@ async def bury_silent_runs(client: PrefectClient, kind: JobKind, now: datetime |
     now = now or datetime.now(UTC)
     buried = []
     flow_names = [DEPLOYMENTS[kind].partition("/")[0], f"{kind}_dataset"]
-    async for run in _runs_of(client, kind, (StateType.PENDING, StateType.RUNNING), flow_names=flow_names):
+    unended = _runs_of(client, kind, (StateType.PENDING, StateType.RUNNING), flow_names=flow_names)
+    for run in [run async for run in unended]:  # whole, as those that are buried are missing from the pages after them
         heard = await _last_heartbeat(client, run)
         since, bound_s = (heard, SILENCE_S) if heard else (run.state.timestamp if run.state else now, NEVER_HEARD_S)
         silent_s = (now - since).total_seconds()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import urllib.error
@@ -92,6 +93,8 @@ def _become_worker(pool: str) -> NoReturn:
     anyio.run(_wait_for_pool, pool)
     name = f"{pool} on {socket.gethostname()}"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
+    # Ignored below a shell's `&`; the worker turns SIGTERM into it and would never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execv(sys.executable, [*command, "--with-healthcheck"])  # noqa: S606 - becomes the worker, with its pid
 
 

@@ -53,6 +53,7 @@ _ENTRYPOINTS = {
     "datasets_retrieval": ("flows/retrieve.py:retrieve_datasetlist", RETRIEVAL_POOL),
 }
 _FILE_BYTES = 330_000  # three in a datablock of 1 MiB, each large enough to be a window of its own
+_ARRIVING = 2  # of the three
 _SLOTS_BACK_S = 110.0  # a lease of 60 s, the sweep of the server, and a machine that is busy
 
 
@@ -70,7 +71,7 @@ class Deployment:
         files = {f"frames/{index:02}.tif": random_bytes(_FILE_BYTES, index) for index in range(count)}
         self.proxy.rules += [
             Rule(StallReply(1000), "GET", f"{quote(dataset_id)}/raw_files/frames/{count - 1:02}", times=float("inf")),
-            Rule(TrickleReply(2, 0.8), "GET", f"{quote(dataset_id)}/raw_files/frames/{count - 2:02}"),
+            Rule(TrickleReply(2, 2.0), "GET", f"{quote(dataset_id)}/raw_files/frames/{count - 2:02}"),
         ]
         return self.world.add_dataset(dataset_id, files)
 
@@ -104,9 +105,12 @@ class Deployment:
         return sorted(path.name for path in folder.glob("*.json")) if folder.exists() else []
 
     def half_moved(self, number: int, dataset_id: str = PID) -> bool:
-        """Whether some windows of a datablock are durable."""
+        """Whether the windows of both files that arrive are durable in a datablock."""
         path = self.world.scratch / "journal" / quote(dataset_id, safe="") / f"{number}.jsonl"
-        return path.exists() and '"type":"windows"' in path.read_text(encoding="utf-8")
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last one may be half written
+        entries = [msgspec.json.decode(line) for line in lines]
+        done = {tuple(window[:2]) for entry in entries if entry["type"] == "windows" for window in entry["windows"]}
+        return len(done) >= _ARRIVING
 
     def runs(self, job_id: str) -> list[FlowRun]:
         """The runs of a job, oldest first."""

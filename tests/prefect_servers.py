@@ -70,7 +70,8 @@ class PrefectServer:
             "PREFECT_SERVER_UI_API_URL": self.url,
             **self._extra,
         }
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        program = [sys.executable, "-m", "tests.prefect_server_process"]
+        command = [*program, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         self._process = _spawn(command, environ, self.log)
         deadline = time.monotonic() + timeout_s
         while not self.healthy():

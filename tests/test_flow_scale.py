@@ -34,7 +34,7 @@ from tests.servers import s3_client
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(1500),
     # Prefect leaves the connections of its threads to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -126,7 +126,7 @@ def test_101_datasets_of_two_jobs_are_all_archived_by_their_flow_runs(flow_world
     for _ in range(ATTEMPTS):  # as the reconciler does when a run fails, with Prefect's database under two at a time
         open_jobs = [job_id for job_id in jobs if not is_finished(flow_world.job(job_id)["statusCode"])]
         with flow_processes(flow_world, "archive", open_jobs) as processes:
-            until(partial(_all_ended, processes), 300, "the ends of the runs")
+            until(partial(_all_ended, processes), 1000, "the ends of the runs")
 
     assert {pid: flow_world.control.lifecycle_values(pid)[-1] for pid in pids} == dict.fromkeys(
         pids, "datasetOnArchiveDisk"

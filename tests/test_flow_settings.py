@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 from pydantic import SecretStr
 
 from mover.errors import ConfigError
@@ -22,6 +23,9 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _server(prefect_server: PrefectServer) -> Iterator[None]:
     with prefect_server.client_settings():
+        with get_client(sync_client=True) as client:
+            for variable in client.read_variables():  # of other tests that configure the server
+                client.delete_variable_by_name(variable.name)
         yield
 
 

@@ -47,7 +47,7 @@ async def test_a_retrieval_of_some_files_brings_those_and_tells_their_links(flow
 
     assert state.is_completed(), state.message
     rows = flow_world.job(job_id)["jobResultObject"]["result"]
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         found = {row["name"]: (await client.get(row["url"])).content for row in rows}
     assert found == {path.rpartition("/")[2]: files[path] for path in wanted}
     lifecycle = flow_world.control.lifecycle(PID)

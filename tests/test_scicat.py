@@ -177,7 +177,7 @@ async def test_a_server_that_is_not_there_passes(scicat_server: ScicatServer) ->
 async def test_an_answer_that_does_not_come_passes(scicat_server: ScicatServer) -> None:
     scicat_server.control.seed_dataset(DATASET, {"a": 1})
     scicat_server.control.hold("GET", "lifecycle")
-    async with open_client(scicat_server, access_to(scicat_server, read_timeout_s=0.2)) as client:
+    async with open_client(scicat_server, access_to(scicat_server, read_timeout_s=2.0)) as client:
         assert (await client.lifecycle(DATASET)).archivable is True
     assert len(scicat_server.control.requests("GET", "lifecycle")) == 1  # the one that was held is not answered yet
 

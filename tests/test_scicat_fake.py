@@ -420,7 +420,7 @@ def test_a_held_request_takes_effect_when_it_is_let_go(scicat_server: ScicatServ
     while control.lifecycle(PID)["archivable"]:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    control.delay("GET", "datasets", 0.2)
+    control.delay("GET", "datasets", 3.0)
     with pytest.raises(httpx.ReadTimeout):
         client.get(DATASET, timeout=0.05)
 

@@ -180,13 +180,18 @@ def test_a_seed_is_sown_once(program: Program, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_large_dataset_costs_its_neighbours_nothing(program: Program) -> None:
     with program.running() as client:
-        start = time.monotonic()
-        announce(client, "large", [f"run/{number // 1000}/image-{number:06}.tif" for number in range(25_000)])
         announce(client)
-        for number in range(20):
-            change = {"archiveStatusMessage": f"step {number}"}
-            client.patch(f"{DATASET}/datasetlifecycle", json=change).raise_for_status()
-        assert time.monotonic() - start < 5
+
+        def changes_s() -> float:
+            began_s = time.monotonic()
+            for number in range(20):
+                change = {"archiveStatusMessage": f"step {number}"}
+                client.patch(f"{DATASET}/datasetlifecycle", json=change).raise_for_status()
+            return time.monotonic() - began_s
+
+        alone_s = min(changes_s() for _ in range(3))
+        announce(client, "large", [f"run/{number // 1000}/image-{number:06}.tif" for number in range(25_000)])
+        assert min(changes_s() for _ in range(3)) < 5 * alone_s + 0.2
 
 
 @pytest.mark.slow
