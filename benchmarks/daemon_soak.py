@@ -4,8 +4,9 @@ Clients order archivals, verifications, retrievals and plans of datasets small a
 some jobs fail by the user's fault, some are cancelled, some orders are refused; jobs are followed by their events, or
 by asking, and some readers leave early. What was archived and retrieved is removed again, so that only the daemon can
 grow. Its resident memory, threads and open files are read from /proc every second, from outside; its page and metrics
-are fetched every 15 s. The verdict is about the second half: the slopes of the medians of 20
-parts of it, by least squares.
+are fetched every 15 s. The verdict on the memory is the slope of the second half: of the medians of 20 parts of it, by
+least squares. Of open files, dozens of which come and go with the retrievals, it is how many more there are when they
+are fewest: in the last quarter, compared with the second one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.daemon_soak_jobs import SoakClients
 from benchmarks.daemon_support import DaemonBench, add_daemon_options, load, open_daemon
 from benchmarks.support import print_table
 
-__all__ = ["Sample", "main", "slope_per_h"]
+__all__ = ["Sample", "floor_growth_per_h", "main", "slope_per_h"]
 
 _MOST_MIB_PER_H = 30.0
 _MOST_FILES_PER_H = 6.0
@@ -62,9 +63,22 @@ class Soak(msgspec.Struct, frozen=True):
         middle_s = self.samples[-1].at_s / 2
         return [item for item in self.samples if item.at_s >= middle_s]
 
+    @property
+    def more_files_per_h(self) -> float:
+        """Open files at their fewest."""
+        return floor_growth_per_h([(item.at_s, item.files) for item in self.samples])
+
     def slope(self, name: str) -> float:
         """Of a column, in the second half, per hour."""
         return slope_per_h([(item.at_s, getattr(item, name)) for item in self.second_half])
+
+
+def floor_growth_per_h(points: Sequence[tuple[float, float]]) -> float:
+    """How much the lowest value of the last quarter is above that of the second one, per hour."""
+    quarter_s = points[-1][0] / 4
+    before = min(value for at_s, value in points if quarter_s <= at_s < 2 * quarter_s)
+    after = min(value for at_s, value in points if at_s >= 3 * quarter_s)
+    return (after - before) / (2 * quarter_s / 3600)
 
 
 def slope_per_h(points: Sequence[tuple[float, float]]) -> float:
@@ -136,7 +150,7 @@ def _print(soak: Soak, minutes: float) -> None:
     print(f"\nSecond half, {(half[-1].jobs - half[0].jobs) / hours:,.0f} jobs an hour:")
     print(f"  memory {soak.slope('memory_mib'):+.1f} MiB/h (allowed: {_MOST_MIB_PER_H:g})")
     print(f"  heap {soak.slope('heap_mib'):+.1f} MiB/h")
-    print(f"  open files {soak.slope('files'):+.1f} /h (allowed: {_MOST_FILES_PER_H:g})")
+    print(f"  open files {soak.more_files_per_h:+.1f} /h at their fewest (allowed: {_MOST_FILES_PER_H:g})")
     print(f"  threads {soak.slope('threads'):+.1f} /h")
 
 
@@ -157,7 +171,7 @@ def _plot(soak: Soak) -> Path:
     memory.set(ylabel="MiB", title=f"memory {soak.slope('memory_mib'):+.1f} MiB/h in the second half")
     files.plot(minutes, [item.files for item in soak.samples], label="open files", linewidth=0.8)
     files.plot(minutes, [item.threads for item in soak.samples], label="threads", linewidth=0.8)
-    files.set(xlabel="minutes", title=f"open files {soak.slope('files'):+.1f} /h in the second half")
+    files.set(xlabel="minutes", title=f"open files {soak.more_files_per_h:+.1f} /h at their fewest")
     for axes in (memory, files):
         axes.axvspan(minutes[-1] / 2, minutes[-1], alpha=0.08)
         axes.set_ylim(bottom=0)
@@ -190,8 +204,8 @@ def main() -> None:
         missed.append(f"the daemon ended with code {soak.exit_code}")
     if not soak.slope("memory_mib") <= _MOST_MIB_PER_H:
         missed.append(f"memory grows by {soak.slope('memory_mib'):.1f} MiB/h")
-    if not soak.slope("files") <= _MOST_FILES_PER_H:
-        missed.append(f"open files grow by {soak.slope('files'):.1f} /h")
+    if not soak.more_files_per_h <= _MOST_FILES_PER_H:
+        missed.append(f"open files grow by {soak.more_files_per_h:.1f} /h")
     if missed:
         sys.exit("; ".join(missed))
 

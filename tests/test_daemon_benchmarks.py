@@ -7,7 +7,7 @@ import math
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from benchmarks.daemon_soak import slope_per_h
+from benchmarks.daemon_soak import floor_growth_per_h, slope_per_h
 from benchmarks.daemon_support import lag_between, percentile
 
 
@@ -21,6 +21,14 @@ def test_the_slope_is_that_of_what_stays_and_not_of_what_comes_and_goes() -> Non
 
 def test_what_is_flat_has_no_slope() -> None:
     assert slope_per_h([(float(at_s), 42.0) for at_s in range(600, 1200)]) == 0
+
+
+def test_a_floor_grows_by_what_is_never_given_back_whatever_comes_and_goes() -> None:
+    busy = [(float(at_s), 80.0 + (25 if at_s // 70 % 3 else at_s % 5)) for at_s in range(1200)]
+    assert floor_growth_per_h(busy) == 0
+
+    leaking = [(at_s, value + at_s // 120) for at_s, value in busy]  # a file in two minutes
+    assert floor_growth_per_h(leaking) == pytest.approx(30, abs=7)
 
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:
