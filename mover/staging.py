@@ -23,13 +23,14 @@ from mover.streams.interfaces import Buffer, ByteRange, MultipartUpload
 from mover.streams.memory import BufferPool
 from mover.streams.pipe import STREAM_BUFFER_BYTES, Locate, MoveCounters, UnitMover, WindowDigest
 from mover.streams.units import BATCH_BYTES, Batch, Slice, WindowKey, cut
-from mover.tasks import open_task_group
+from mover.tasks import let_finish, open_task_group
 
 __all__ = ["empty_staging", "from_datablock_object", "stage_datablock"]
 
 _FINGERPRINT = "mover-fingerprint"
 _SCRATCH_BYTES = max(BATCH_BYTES, STREAM_BUFFER_BYTES)  # what a part's units need besides, one after another
 _PARTS_IN_FLIGHT = 6  # as far as the memory allows
+_LAST_REQUEST_S = 20.0  # what a cancelled stage may take to know the upload that it has begun
 
 
 async def stage_datablock(
@@ -204,9 +205,17 @@ class _Staging:
                     for number, part in state.parts.items()
                     if number in there and there[number][0] == part.etag
                 }
-        upload = await store.begin(self._parts.buckets.staging, self._key, {_FINGERPRINT: self._plan.fingerprint})
-        await self._parts.on_lts(self._journal.begin_staging, upload.upload_id)
-        return upload, {}
+        begun: list[MultipartUpload] = []
+
+        async def begin() -> None:
+            upload = await store.begin(self._parts.buckets.staging, self._key, {_FINGERPRINT: self._plan.fingerprint})
+            await self._parts.on_lts(self._journal.begin_staging, upload.upload_id)
+            begun.append(upload)
+
+        await let_finish(begin, _LAST_REQUEST_S)  # cut off, it could leave an upload that no journal knows
+        while not begun:
+            await anyio.sleep_forever()  # raises: it was cancelled
+        return begun[0], {}
 
     async def _move_part(self, upload: MultipartUpload, part: _Part) -> str:
         lanes = self._parts.lanes

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from mover.errors import MoverError, gravity
 
-__all__ = ["open_task_group", "side_by_side"]
+__all__ = ["let_finish", "open_task_group", "side_by_side"]
 
 T = TypeVar("T")
 
@@ -103,3 +103,22 @@ async def side_by_side(
                     workers += 1
                     tasks.start_soon(work)
                 await event.wait()
+
+
+async def let_finish(operation: Callable[[], Awaitable[None]], grace_s: float) -> None:
+    """Awaits ``operation``, which is cut off only ``grace_s`` seconds after a cancellation came.
+
+    It keeps its own result: a cancellation that meets its end is raised here, and a value returned would be lost.
+    """
+
+    async def watch(scope: anyio.CancelScope) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            scope.deadline = anyio.current_time() + grace_s
+
+    async with open_task_group() as tasks:
+        with anyio.CancelScope(shield=True) as scope:
+            tasks.start_soon(watch, scope)
+            await operation()
+        tasks.cancel_scope.cancel()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from mover.archive import plan_source
@@ -23,7 +24,7 @@ from mover.streams.hashing import digest_of
 from mover.streams.interfaces import ByteRange
 from mover.streams.units import Slice
 from tests.datasets import DATASET, archive, listing, make_config, make_parts, random_bytes, unfinished_uploads, upload
-from tests.faults import Answer, FaultProxy, Rule
+from tests.faults import Answer, FaultProxy, Rule, TrickleReply
 from tests.servers import BucketFactory, S3Server, object_keys, s3_client
 
 pytestmark = pytest.mark.anyio
@@ -234,6 +235,19 @@ async def test_a_failed_source_leaves_the_upload_for_the_next_run(
         async with make_parts(broken) as parts:
             with pytest.raises(MoverError):
                 await stage(parts, journal)
+    assert unfinished_uploads(s3_server, config.buckets.staging) == [journal.state.upload_id]
+
+
+async def test_a_cancelled_stage_knows_the_upload_that_it_was_beginning(
+    config: EngineConfig, s3_server: S3Server, journal: DatablockJournal, tmp_path: Path
+) -> None:
+    async with FaultProxy(s3_server.endpoint_url) as proxy:
+        slow = make_config(tmp_path, s3_server, config.buckets, endpoint_url=proxy.url, staging=True)
+        proxy.rules.append(Rule(TrickleReply(1, 1.0), target="uploads"))
+        async with make_parts(slow) as parts, anyio.create_task_group() as tasks:
+            tasks.start_soon(stage, parts, journal)
+            await proxy.wait_until(lambda: any(item.fault for item in proxy.seen))
+            tasks.cancel_scope.cancel()
     assert unfinished_uploads(s3_server, config.buckets.staging) == [journal.state.upload_id]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from mover.errors import LtsError, StallError
-from mover.tasks import open_task_group, side_by_side
+from mover.tasks import let_finish, open_task_group, side_by_side
 
 pytestmark = pytest.mark.anyio
 
@@ -143,3 +144,36 @@ async def test_one_that_fails_ends_those_beside_it() -> None:
 
     with anyio.fail_after(10), pytest.raises(LtsError, match="full"):
         await side_by_side(range(9), call, lambda: 3)
+
+
+async def test_what_was_let_finish_keeps_its_result_whenever_the_cancellation_comes() -> None:
+    rng = random.Random(20)
+    cut = 0
+    for _ in range(300):
+        done: list[str] = []
+        went_on = False
+
+        async def operation(done: list[str] = done) -> None:
+            await anyio.sleep(rng.random() * 0.01)
+            done.append("done")
+
+        with anyio.move_on_after(rng.random() * 0.02):
+            await let_finish(operation, 5)
+            await anyio.lowlevel.checkpoint()
+            went_on = True
+        assert done == ["done"]
+        cut += not went_on
+    assert 0 < cut < 300
+
+
+async def test_what_is_let_finish_is_cut_off_when_its_grace_is_over() -> None:
+    with anyio.fail_after(5), anyio.move_on_after(0.01) as scope:
+        await let_finish(anyio.sleep_forever, 0.05)
+        await anyio.lowlevel.checkpoint()
+        pytest.fail("it went on")
+    assert scope.cancelled_caught
+
+
+async def test_what_is_let_finish_may_fail() -> None:
+    with pytest.raises(LtsError):
+        await let_finish(lambda: fail(LtsError("write", "a", "x")), 5)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -18,11 +17,9 @@ from mover.errors import MoverError
 from mover.policies.parts import SINGLE_PUT_BYTES, part_bytes
 from mover.streams.interfaces import MultipartUpload, ObjectStore
 from mover.streams.pipe import Lanes
-from mover.tasks import open_task_group
+from mover.tasks import let_finish, open_task_group
 
 __all__ = ["Check", "FilePiece", "ObjectUpload", "Section", "UploadPass", "pieces_of"]
-
-T = TypeVar("T")
 
 _PIECES_IN_FLIGHT = 4
 _LAST_REQUESTS_S = 20.0  # what a cancelled pass may take to leave nothing behind
@@ -162,13 +159,17 @@ class UploadPass:
             self._open.remove(begun)
 
     async def _begin(self, upload: ObjectUpload) -> MultipartUpload:
+        async def begin() -> None:
+            upload.upload = await self._store.begin(upload.bucket, upload.key, upload.metadata)
+            self._open.append(upload.upload)
+
         async with upload.beginning:
             if upload.upload is None:
-                begin = partial(self._store.begin, upload.bucket, upload.key, upload.metadata)
                 # cut off, the request could leave an upload that nobody knows
-                upload.upload = await _let_finish(begin, _LAST_REQUESTS_S)
-                self._open.append(upload.upload)
-            return upload.upload
+                await let_finish(begin, _LAST_REQUESTS_S)
+        while upload.upload is None:
+            await anyio.sleep_forever()  # raises: it was cancelled
+        return upload.upload
 
 
 class _Turns:
@@ -189,26 +190,6 @@ class _Turns:
         following = self._waiting.pop(self._next, None)
         if following is not None:
             following.set()
-
-
-async def _let_finish(operation: Callable[[], Awaitable[T]], grace_s: float) -> T:
-    """The result of ``operation``, which is cut off only ``grace_s`` seconds after a cancellation came."""
-    results: list[T] = []
-
-    async def watch(scope: anyio.CancelScope) -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            scope.deadline = anyio.current_time() + grace_s
-
-    async with open_task_group() as tasks:
-        with anyio.CancelScope(shield=True) as scope:
-            tasks.start_soon(watch, scope)
-            results.append(await operation())
-        tasks.cancel_scope.cancel()
-    if not results:
-        await anyio.sleep_forever()  # raises: it was cancelled
-    return results[0]
 
 
 def _check(piece: FilePiece, view: memoryview) -> list[dict[str, str]]:
