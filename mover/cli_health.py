@@ -1,4 +1,4 @@
-"""Asks a daemon how it is, with the standard library alone: health checks run every few seconds."""
+"""Asks a daemon how it is, on this host with the standard library alone: health checks run every few seconds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ def ask(
     ``url``: of the daemon; '' is that of MOVER_URL, else this host's own.
     """
     path = "/readyz" if ready else "/livez"
+    accept = "application/json" if json or not ready else "text/plain"
+    url = url or os.environ.get("MOVER_URL", "")
     try:
-        where = _where(url or os.environ.get("MOVER_URL", ""), config, assignments)
-        status, body = _get(where, path, "application/json" if json or not ready else "text/plain", timeout_s)
+        if _is_proxied(url):
+            status, body = _get_through_proxy(url.rstrip("/") + path, accept, timeout_s)
+        else:
+            status, body = _get(_where(url, config, assignments), path, accept, timeout_s)
     except ConfigError as error:
         print(f"mover: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -34,6 +38,25 @@ def ask(
         return 1
     sys.stdout.write(body.rstrip("\n") + "\n")
     return 0 if status == 200 else 1
+
+
+def _is_proxied(url: str) -> bool:
+    """Whether it is the address of a reverse proxy: TLS, or a path before the daemon's own."""
+    parts = urlsplit(url)
+    return bool(parts.hostname) and (
+        parts.scheme == "https" or (parts.scheme == "http" and parts.path.strip("/") != "")
+    )
+
+
+def _get_through_proxy(url: str, accept: str, timeout_s: float) -> tuple[int, str]:
+    """As ``_get``; servers' certificates are looked at as for every request of the project."""
+    import httpx
+
+    try:
+        reply = httpx.get(url, headers={"Accept": accept}, timeout=timeout_s)
+    except httpx.HTTPError as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+    return reply.status_code, reply.text
 
 
 def _where(url: str, config: Path | None, assignments: tuple[str, ...]) -> tuple[str, int]:
@@ -45,7 +68,7 @@ def _where(url: str, config: Path | None, assignments: tuple[str, ...]) -> tuple
         parts = urlsplit(url)
         if parts.scheme == "http" and parts.hostname:
             return parts.hostname, parts.port or 80
-        raise ConfigError("MOVER_URL", url.rpartition("@")[2], "http://host:port or unix:/path, for health")
+        raise ConfigError("MOVER_URL", url.rpartition("@")[2], "http(s)://host:port or unix:/path")
     from mover.settings import load_settings
 
     options: dict[str, object] = {}

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 
+from tests.certificates import server_context
 from tests.daemon_process import DaemonProcess, World, free_port, until, world
+from tests.faults import FaultProxy
 from tests.lts_mounts import hung_mount
 from tests.scicat_fake.server import ScicatServer
 from tests.servers import S3Server
@@ -81,6 +84,29 @@ def test_it_serves_from_the_first_request_to_an_orderly_end(place: World) -> Non
     gone = _mover(place, "health", "--timeout", "25")
     assert gone.returncode == 1
     assert "no answer" in gone.stderr
+
+
+@pytest.mark.anyio
+@pytest.mark.slow
+async def test_its_health_is_told_through_a_reverse_proxy_with_tls(place: World) -> None:
+    tls, authority = server_context(place.folder)
+
+    async def health(url: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return await anyio.to_thread.run_sync(
+            lambda: _mover(place, "--url", url, "health", "--timeout", "25", **settings)
+        )
+
+    with place.daemon() as daemon:
+        daemon.until_alive()
+        async with FaultProxy(daemon.url, tls) as proxy:
+            told = await health(proxy.url, SSL_CERT_FILE=str(authority))
+            assert (told.returncode, '"alive":true' in told.stdout) == (0, True)
+            assert (await health(f"{proxy.url}/below/", SSL_CERT_FILE=str(authority))).returncode == 1
+            assert [item.target for item in proxy.seen] == ["/livez", "/below/livez"]
+            unknown = await health(proxy.url)
+            assert (unknown.returncode, "CERTIFICATE_VERIFY_FAILED" in unknown.stderr) == (1, True)
+    refused = await health("ftp://somewhere")
+    assert (refused.returncode, "http(s)://host:port or unix:/path" in refused.stderr) == (2, True)
 
 
 @pytest.mark.slow
