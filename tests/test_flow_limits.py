@@ -94,10 +94,10 @@ def test_the_watch_sees_more_datablocks_at_a_time_where_the_limits_are_higher(sl
 
 
 def test_a_limit_that_is_raised_on_the_server_counts_for_the_runs_that_are_on(slow_world: FlowWorld) -> None:
-    jobs, _ = _add_jobs(slow_world, datablocks=5)
+    jobs, _ = _add_jobs(slow_world, datablocks=8)
     with flow_processes(slow_world, "archive", jobs) as processes:
         with FlowWatch(slow_world, processes) as before:
-            until(lambda: before.files["written"] == 2 and before.looks > 500, what="two datablocks that are written")
+            until(lambda: before.files["written"] == 2 and before.looks > 50, what="two datablocks that are written")
         slow_world.set_limits(MOVE_TO_LTS_LIMIT=3)
         with FlowWatch(slow_world, processes) as after:
             _wait_for(processes)
