@@ -89,6 +89,13 @@ class FlowWorld:
             for name, slots in {**LIMITS, **limits}.items():
                 client.upsert_global_concurrency_limit_by_name(limit_name(LIMIT_TAGS[name]), slots)
 
+    def set_limit(self, name: str, slots: int) -> None:
+        """One limit, by its documented name; the others stay."""
+        from flows.limits import LIMIT_TAGS, limit_name
+
+        with self.client() as client:
+            client.upsert_global_concurrency_limit_by_name(limit_name(LIMIT_TAGS[name]), slots)
+
     def taken_slots(self) -> dict[str, int]:
         """Slots in use, by the documented names."""
         from flows.limits import LIMIT_TAGS, limit_name
