@@ -27,7 +27,9 @@ def ask(
     url = url or os.environ.get("MOVER_URL", "")
     try:
         if _is_proxied(url):
-            status, body = _get_through_proxy(url.rstrip("/") + path, accept, timeout_s)
+            from mover.api_health import get_text
+
+            status, body = get_text(url.rstrip("/") + path, accept=accept, timeout_s=timeout_s)
         else:
             status, body = _get(_where(url, config, assignments), path, accept, timeout_s)
     except ConfigError as error:
@@ -46,17 +48,6 @@ def _is_proxied(url: str) -> bool:
     return bool(parts.hostname) and (
         parts.scheme == "https" or (parts.scheme == "http" and parts.path.strip("/") != "")
     )
-
-
-def _get_through_proxy(url: str, accept: str, timeout_s: float) -> tuple[int, str]:
-    """As ``_get``; servers' certificates are looked at as for every request of the project."""
-    import httpx
-
-    try:
-        reply = httpx.get(url, headers={"Accept": accept}, timeout=timeout_s)
-    except httpx.HTTPError as error:
-        raise ConnectionError(str(error) or type(error).__name__) from error
-    return reply.status_code, reply.text
 
 
 def _where(url: str, config: Path | None, assignments: tuple[str, ...]) -> tuple[str, int]:
