@@ -167,9 +167,9 @@ def open_flow_bench(server: Server, target: str) -> Iterator[FlowBench]:
         proxy = stack.enter_context(portal.wrap_async_context_manager(FaultProxy(s3.endpoint_url)))
         prefect = PrefectServer(folder / "prefect")
         stack.callback(prefect.kill_all)
+        prefect.start()
         world = FlowWorld(folder, s3, lambda: stack.enter_context(fresh_bucket(s3)), scicat, prefect)
         world.settings["MINIO_ENDPOINT"] = proxy.url
-        prefect.start()
         world.set_limits()
         deployment_id = _deploy(world)
         stack.enter_context(PrefectWorker(prefect, _POOL, world.environ))
