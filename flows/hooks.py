@@ -23,11 +23,11 @@ _KINDS: Final[dict[str, JobKind]] = {"archive_datasetlist": "archive", "retrieve
 
 
 async def settle_run(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook of cancelled and crashed runs of jobs."""
+    """Hook of cancelled and crashed runs of jobs. What one for some datasets of a job left is the reconciler's."""
     from flows.reconciliation import reconcile_job
 
     job_id = flow_run.parameters.get("job_id")
-    if not isinstance(job_id, str) or flow_run.parameters.get("dry_run"):
+    if not isinstance(job_id, str) or flow_run.parameters.get("dry_run") or flow_run.parameters.get("dataset_ids"):
         return
     cancelled_run = flow_run.id if state.is_cancelling() or state.is_cancelled() else None
     async with open_catalogue() as catalogue, get_client() as client:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 from uuid import UUID
@@ -15,12 +15,22 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.limits import LIMIT_TAGS, limit_name
-from flows.runs import bury_silent_runs, fate, live_jobs, runs_of_job, start_run
-from flows.services import open_engine
+from flows.progress import run_logger
+from flows.runs import (
+    bury_silent_runs,
+    fate,
+    hand_runs,
+    live_jobs,
+    next_number,
+    runs_of_job,
+    since_asked,
+    start_run,
+)
+from flows.settling import open_settling
 from mover.catalogue import CatalogueJob, JobCatalogue
-from mover.errors import MoverError
-from mover.jobs_lifecycle import IN_PROGRESS, SUBMITTED, JobKind, is_finished
-from mover.jobs_settle import settle_job
+from mover.errors import DatasetNotFoundError, MoverError
+from mover.jobs_lifecycle import IN_PROGRESS, SUBMITTED, DatasetOutcome, JobKind, OutcomeState, is_finished, is_started
+from mover.jobs_settle import OpenEngine, settle_dataset, settle_job
 from mover.policies.reconciliation import End, Leave, RunFate, Start, next_step
 
 __all__ = ["Action", "free_slots", "reconcile_all", "reconcile_job"]
@@ -32,9 +42,9 @@ _BUSY: Final = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
 class Action(msgspec.Struct, frozen=True):
-    """One thing that was done, or would be. ``target``: a job's id, a run's name, a limit's name."""
+    """One thing that was done, or would be. ``target``: a job's or dataset's id, a run's name, a limit's name."""
 
-    what: Literal["run buried", "run started", "job ended", "slots freed", "failed"]
+    what: Literal["run buried", "run started", "job ended", "dataset settled", "slots freed", "failed"]
     target: str
     reason: str
 
@@ -46,20 +56,34 @@ async def reconcile_all(client: PrefectClient, catalogue: JobCatalogue, *, dry_r
         MoverError: the list of jobs or the server refuses; what was done stays done.
     """
     actions: list[Action] = []
-    for kind in _KINDS:
-        if not dry_run:
-            buried = await bury_silent_runs(client, kind)
-            actions += [Action("run buried", run.name, "its heartbeats have stopped") for run in buried]
-        live = await live_jobs(client, kind)
-        async for job in catalogue.jobs([kind], [SUBMITTED, IN_PROGRESS]):
-            if job.job_id in live or _is_new(job):
-                continue
-            runs = await runs_of_job(client, kind, job.job_id)
-            try:
-                actions += await _act(client, catalogue, kind, job, runs, dry_run=dry_run)
-            except MoverError as error:  # the others get their turn
-                actions.append(Action("failed", job.job_id, str(error)))
-    return actions + await free_slots(client, dry_run=dry_run)
+    if not dry_run:
+        buried = await bury_silent_runs(client)
+        actions += [Action("run buried", run.name, "its heartbeats have stopped") for run in buried]
+    actions += await free_slots(client, dry_run=dry_run)
+    async with open_settling(catalogue) as open_engine:
+        for kind in _KINDS:
+            live = await live_jobs(client, kind)
+            awaited: set[str] = set()
+            async for job in catalogue.jobs([kind], [SUBMITTED, IN_PROGRESS]):
+                awaited.update(dataset.dataset_id for dataset in job.datasets)
+                if job.job_id in live or _is_new(job):
+                    continue
+                actions += await _attempted(
+                    job.job_id, _look_at(client, catalogue, open_engine, kind, job, dry_run=dry_run)
+                )
+            actions += await _settle_hand_runs(client, catalogue, open_engine, kind, awaited, dry_run=dry_run)
+    return actions
+
+
+async def _attempted(target: str, work: Awaitable[list[Action]]) -> list[Action]:
+    """What the work did; when it fails the others get their turn all the same."""
+    try:
+        return await work
+    except MoverError as error:
+        return [Action("failed", target, str(error))]
+    except Exception as error:  # noqa: BLE001 - a job that nobody understands takes no other one with it
+        run_logger().exception("%s is left for the next round", target)
+        return [Action("failed", target, f"{type(error).__name__}: {error}")]
 
 
 async def reconcile_job(
@@ -72,33 +96,77 @@ async def reconcile_job(
 ) -> list[Action]:
     """Looks at one job, whose run has just ended. ``cancelled_run`` is still being cancelled, and counts as ended."""
     job = await catalogue.job(job_id)
-    runs = await runs_of_job(client, kind, job_id)
-    return await _act(client, catalogue, kind, job, runs, cancelled_run=cancelled_run)
+    async with open_settling(catalogue) as open_engine:
+        return await _look_at(client, catalogue, open_engine, kind, job, cancelled_run=cancelled_run)
 
 
-async def _act(
+async def _look_at(
     client: PrefectClient,
     catalogue: JobCatalogue,
+    open_engine: OpenEngine,
     kind: JobKind,
     job: CatalogueJob,
-    runs: Sequence[FlowRun],
     *,
     cancelled_run: UUID | None = None,
     dry_run: bool = False,
 ) -> list[Action]:
-    fates: list[RunFate] = ["cancelled" if run.id == cancelled_run else fate(run) for run in runs]
+    """Does what the job needs, as its runs stand."""
+    runs = await runs_of_job(client, kind, job.job_id)
+    fates: list[RunFate] = ["cancelled" if run.id == cancelled_run else fate(run) for run in since_asked(runs)]
     match next_step(finished=is_finished(job.status_code), fates=fates):
         case Leave():
             return []
         case Start(attempt, reason):
             if not dry_run:
-                await start_run(client, kind, job.job_id, attempt, runs[-1] if runs else None)
+                await start_run(client, kind, job.job_id, next_number(runs), runs[-1] if runs else None)
             return [Action("run started", job.job_id, f"{reason}; attempt {attempt}")]
         case End(state, message):
             if not dry_run:
-                async with open_engine(catalogue) as engine:
-                    await settle_job(engine, catalogue, job, kind, state, message)
+                await settle_job(open_engine, catalogue, job, kind, state, message)
             return [Action("job ended", job.job_id, message)]
+
+
+async def _settle_hand_runs(
+    client: PrefectClient,
+    catalogue: JobCatalogue,
+    open_engine: OpenEngine,
+    kind: JobKind,
+    awaited: Collection[str],
+    *,
+    dry_run: bool,
+) -> list[Action]:
+    """Settles datasets that a run for their own sake left at work: no job's end will ever tell of them.
+
+    Those of unfinished jobs, ``awaited``, and of other runs that live are in somebody's hands.
+    """
+    ended = {
+        dataset_id: item.run for item in await hand_runs(client, kind, live=False) for dataset_id in item.dataset_ids
+    }
+    if not ended:
+        return []
+    held = {dataset_id for item in await hand_runs(client, kind, live=True) for dataset_id in item.dataset_ids}
+    actions: list[Action] = []
+    for dataset_id in sorted(ended.keys() - set(awaited) - held):
+        work = _settle_dataset(catalogue, open_engine, kind, dataset_id, ended[dataset_id], dry_run=dry_run)
+        actions += await _attempted(dataset_id, work)
+    return actions
+
+
+async def _settle_dataset(
+    catalogue: JobCatalogue, open_engine: OpenEngine, kind: JobKind, dataset_id: str, run: FlowRun, *, dry_run: bool
+) -> list[Action]:
+    try:
+        if not is_started(kind, await catalogue.lifecycle(dataset_id)):
+            return []
+    except DatasetNotFoundError:
+        return []
+    cancelled = fate(run) == "cancelled"
+    state: OutcomeState = "cancelled" if cancelled else "system-error"
+    how = "an administrator cancelled it" if cancelled else "the archive system failed, its process was killed"
+    message = f"flow run {run.name}: {how}; it can be run again"
+    if not dry_run:
+        await settle_dataset(open_engine, catalogue, kind, DatasetOutcome(dataset_id, state, message))
+    return [Action("dataset settled", dataset_id, message)]
 
 
 def _is_new(job: CatalogueJob) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterName,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -29,10 +31,14 @@ __all__ = [
     "DEPLOYMENTS",
     "NEVER_HEARD_S",
     "SILENCE_S",
+    "HandRun",
     "bury_silent_runs",
     "fate",
+    "hand_runs",
     "live_jobs",
+    "next_number",
     "runs_of_job",
+    "since_asked",
     "start_run",
 ]
 
@@ -49,7 +55,13 @@ for runs that somebody started with Prefect's own 180 s between two of them."""
 NEVER_HEARD_S: Final = 1800.0
 """A run that is pending or running and never sent a heartbeat is dead: an image may take minutes to arrive."""
 
+_FLOWS: Final = (
+    *("archive_datasetlist", "archive_dataset", "retrieve_datasetlist", "retrieve_dataset"),
+    *("verify_dataset", "create_test_dataset", "end_to_end_test", "reconcile"),
+)
 _PAGE: Final = 200
+_KEY: Final = re.compile(r"(?:archive|retrieve)/.+/([0-9]+)")
+_REMEMBERED: Final = timedelta(days=2)
 _LIVE: Final = (
     StateType.SCHEDULED,
     StateType.PENDING,
@@ -78,22 +90,55 @@ async def live_jobs(client: PrefectClient, kind: JobKind) -> set[str]:
 async def runs_of_job(client: PrefectClient, kind: JobKind, job_id: str) -> list[FlowRun]:
     """The runs of one job that were started for it by name, oldest first.
 
-    One that completed for some of its datasets is not among them: it leaves the job as it is.
+    One for some of its datasets is among them only as long as it lives: it leaves the job as it is.
     """
     runs = [
         run
         async for run in _runs_of(client, kind, name_like=job_id)
         if run.parameters.get("job_id") == job_id
         and _is_real(run)
-        and not (run.parameters.get("dataset_ids") and fate(run) == "completed")
+        and not (run.parameters.get("dataset_ids") and fate(run) != "live")
     ]
     return sorted(runs, key=_created)
 
 
+def since_asked(runs: Sequence[FlowRun]) -> Sequence[FlowRun]:
+    """The runs of a job that count as its tries: from the last one on that somebody started for it by hand, if any."""
+    asked = [index for index, run in enumerate(runs) if _number(run) is None]
+    return runs[asked[-1] :] if asked else runs
+
+
+def next_number(runs: Sequence[FlowRun]) -> int:
+    """The number of the next run of a job, which none of its runs has: to ask for one that is there gives that one."""
+    return 1 + max((_number(run) or 0 for run in runs), default=0)
+
+
+class HandRun(NamedTuple):
+    """A run of datasets for their own sake: of one, or of some of a job's."""
+
+    run: FlowRun
+    dataset_ids: tuple[str, ...]
+
+
+async def hand_runs(client: PrefectClient, kind: JobKind, *, live: bool) -> list[HandRun]:
+    """Those that live, or those that ended badly in the last two days, oldest first."""
+    states = _LIVE if live else (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
+    since = None if live else datetime.now(UTC) - _REMEMBERED
+    found = []
+    flow_names = [DEPLOYMENTS[kind].partition("/")[0], f"{kind}_dataset"]
+    async for run in _runs_of(client, kind, states, flow_names=flow_names, ended_after=since):
+        one, several = run.parameters.get("dataset_id"), run.parameters.get("dataset_ids")
+        if isinstance(one, str) and run.parent_task_run_id is None:
+            several = [one]
+        if isinstance(several, list) and _is_real(run):
+            found.append(HandRun(run, tuple(str(dataset_id) for dataset_id in several)))
+    return sorted(found, key=lambda item: _created(item.run))
+
+
 async def start_run(
-    client: PrefectClient, kind: JobKind, job_id: str, attempt: int, last: FlowRun | None = None
+    client: PrefectClient, kind: JobKind, job_id: str, number: int, last: FlowRun | None = None
 ) -> FlowRun:
-    """Starts a run of the job's deployment; for one attempt there is one run, however often this is called.
+    """Starts a run of the job's deployment; of one number there is one run, however often this is called.
 
     ``last``: the run that it takes the place of, whose parameters it gets.
 
@@ -108,20 +153,19 @@ async def start_run(
         deployment.id,
         parameters=(last.parameters if last else {}) | {"job_id": job_id},
         name=f"{kind} job {job_id}",
-        idempotency_key=f"{kind}/{job_id}/{attempt}",
+        idempotency_key=f"{kind}/{job_id}/{number}",
     )
 
 
-async def bury_silent_runs(client: PrefectClient, kind: JobKind, now: datetime | None = None) -> list[FlowRun]:
+async def bury_silent_runs(client: PrefectClient, now: datetime | None = None) -> list[FlowRun]:
     """Declares runs crashed whose heartbeats have stopped, or that never sent any for a long time.
 
-    Runs that are being cancelled are Prefect's own business: it ends them after some minutes. Those of single datasets
-    count as well: they die with the run of their job, and as long as one seems to work no lost slot is given back.
+    Runs that are being cancelled are Prefect's own business: it ends them after some minutes. Those of all flows count:
+    as long as one seems to work it has its place in the work pool, and no lost slot is given back.
     """
     now = now or datetime.now(UTC)
     buried = []
-    flow_names = [DEPLOYMENTS[kind].partition("/")[0], f"{kind}_dataset"]
-    unended = _runs_of(client, kind, (StateType.PENDING, StateType.RUNNING), flow_names=flow_names)
+    unended = _runs_of(client, "archive", (StateType.PENDING, StateType.RUNNING), flow_names=_FLOWS)
     for run in [run async for run in unended]:  # whole, as those that are buried are missing from the pages after them
         heard = await _last_heartbeat(client, run)
         since, bound_s = (heard, SILENCE_S) if heard else (run.state.timestamp if run.state else now, NEVER_HEARD_S)
@@ -151,11 +195,13 @@ async def _runs_of(
     states: Sequence[StateType] = (),
     name_like: str = "",
     flow_names: Sequence[str] = (),
+    ended_after: datetime | None = None,
 ) -> AsyncIterator[FlowRun]:
     wanted_flows = FlowFilter(name=FlowFilterName(any_=list(flow_names) or [DEPLOYMENTS[kind].partition("/")[0]]))
     wanted = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))) if states else None,
         name=FlowRunFilterName(like_=name_like) if name_like else None,
+        end_time=FlowRunFilterEndTime.model_validate({"after_": ended_after}) if ended_after else None,
     )
     offset = 0
     while True:
@@ -175,6 +221,12 @@ async def _runs_of(
 
 def _is_real(run: FlowRun) -> bool:
     return not run.parameters.get("dry_run")
+
+
+def _number(run: FlowRun) -> int | None:
+    """Which of its job's runs it is; None: it was started by hand, not by trigger, hook or reconciler."""
+    match = _KEY.fullmatch(run.idempotency_key or "")
+    return int(match[1]) if match else None
 
 
 def _created(run: FlowRun) -> datetime:

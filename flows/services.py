@@ -19,7 +19,6 @@ from flows.slots import open_slots
 from flows.stages import StageTasks
 from mover.api_client import DaemonClient, daemon_access
 from mover.api_engine import RemoteEngine
-from mover.catalogue import JobCatalogue
 from mover.engine import Engine
 from mover.jobs import DatasetResult, JobRunner
 from mover.reports import ArchiveReport, RetrieveReport
@@ -27,7 +26,7 @@ from mover.scicat import SciCat
 from mover.settings import Settings
 from mover.wiring import engine_config, scicat_access
 
-__all__ = ["Services", "open_catalogue", "open_engine", "open_services"]
+__all__ = ["Services", "open_catalogue", "open_services"]
 
 
 class Services(NamedTuple):
@@ -91,7 +90,7 @@ async def _open_remote(settings: Settings, board: Board) -> AsyncIterator[Remote
     url = os.environ["MOVER_URL"]
     access = await anyio.to_thread.run_sync(daemon_access, url, settings.mover_token_file)
     async with DaemonClient.open(access) as client:
-        yield RemoteEngine(client, run=str(flow_run.id), tell=board.tell)
+        yield RemoteEngine(client, run=str(flow_run.id), tell=board.tell, registered=True)
 
 
 @asynccontextmanager
@@ -112,13 +111,3 @@ async def open_catalogue() -> AsyncIterator[SciCat]:
     """The catalogue alone, for runs that move no bytes.  Raises as ``open_services``."""
     async with SciCat.open(scicat_access(await read_settings())) as catalogue:
         yield catalogue
-
-
-@asynccontextmanager
-async def open_engine(catalogue: JobCatalogue) -> AsyncIterator[Engine]:
-    """An engine for what needs no limits: looking at datasets, and finishing what lacks only the catalogue.
-
-    Raises as ``open_services``.
-    """
-    async with Engine.open(engine_config(await read_settings()), catalogue=catalogue) as engine:
-        yield engine

@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 
 from flows.limits import LIMIT_TAGS
 from flows.slots import Slots
-from mover.errors import MoverError
+from mover.errors import MoverError, NotEnoughSpaceError
 from mover.model import Stage
 from mover.policies.retry import RetryPolicy, retrying
 
@@ -81,7 +81,7 @@ class StageTasks:
         def tell(error: MoverError, failures: int, pause_s: float) -> None:
             get_run_logger().warning("%s %s: %s (failure %d, again in %.0f s)", stage, name, error, failures, pause_s)
 
-        return await retrying(once, _STAGE_RETRIES, on_retry=tell)
+        return await retrying(once, _STAGE_RETRIES, on_retry=tell, final=(NotEnoughSpaceError,))
 
     async def _holding(self, stage: Stage, work: Callable[[], Awaitable[T]]) -> T:
         tag = TAGS[stage]

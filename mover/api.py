@@ -46,10 +46,12 @@ def is_final(state: JobState) -> bool:
 class JobOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a job; each belongs to the kind that is named, and is refused with another.
 
-    archive: ``release_source``. retrieve: ``files`` (of the one dataset), ``form``. verify: ``level``.
+    archive: ``release_source``; ``registered``: only where the daemon registers datablocks with a catalogue. retrieve:
+    ``files`` (of the one dataset), ``form``. verify: ``level``.
     """
 
     release_source: bool = False
+    registered: bool = False
     files: Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(max_length=10_000)] = ()
     form: Literal["datablocks", "files"] = "datablocks"
     level: Literal["written", "read-back", "recalled"] = "read-back"

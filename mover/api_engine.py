@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -14,7 +14,7 @@ import msgspec
 from mover.api import DatasetView, JobEvent, JobOptions, JobOrder, JobView, is_final
 from mover.api_client import DaemonClient
 from mover.api_problems import failure_error
-from mover.errors import MoverError, OrderRefusedError
+from mover.errors import DatasetNotFoundError, MoverError, OrderRefusedError
 from mover.model import Anomaly, Datablock, DatasetPlan, Member, Progress, Stage
 from mover.reports import ArchiveReport, DatasetListing, RetrieveReport, VerifyReport
 
@@ -22,7 +22,7 @@ __all__ = ["ProgressTeller", "RemoteEngine", "plan_of"]
 
 _log = logging.getLogger(__name__)
 
-_NO_LISTING: Final = "the daemon does not tell what is on the LTS; ask on its host, with `mover ls`"
+_NO_LISTING: Final = "the daemon does not list all that is on the LTS; ask on its host, with `mover ls`"
 _PAYLOAD: Final = frozenset({Stage.STAGE, Stage.MOVE, Stage.VERIFY, Stage.RECALL, Stage.RETRIEVE})
 _STAGES: Final = {str(stage): stage for stage in Stage}
 _MEMBER: Final = Member("", 0, "", 0, 0, 0)  # in the place of each; the daemon tells how many there are
@@ -35,11 +35,19 @@ class RemoteEngine:
 
     A call is a job of the daemon. The same call in the same ``run`` finds the job that is under way, or is done, and
     orders a new one only after a failure. A call that is cancelled cancels its job; one whose process is killed does
-    not. ``tell`` is told the progress.
+    not. ``tell`` is told the progress. ``registered``: archivals are refused by a daemon that registers datablocks
+    nowhere, for callers who take what is archived for registered.
     """
 
-    def __init__(self, client: DaemonClient, *, run: str, tell: Callable[[Progress], None] = lambda _: None) -> None:
-        self._client, self._run = client, run
+    def __init__(
+        self,
+        client: DaemonClient,
+        *,
+        run: str,
+        tell: Callable[[Progress], None] = lambda _: None,
+        registered: bool = False,
+    ) -> None:
+        self._client, self._run, self._registered = client, run, registered
         self._teller = ProgressTeller(tell)
 
     async def plan(self, dataset_id: str) -> DatasetPlan:
@@ -48,7 +56,8 @@ class RemoteEngine:
 
     async def archive(self, dataset_id: str, *, release_source: bool = False) -> ArchiveReport:
         """Archives one dataset.  Raises MoverError."""
-        order = JobOrder("archive", (dataset_id,), JobOptions(release_source=release_source))
+        options = JobOptions(release_source=release_source, registered=self._registered)
+        order = JobOrder("archive", (dataset_id,), options)
         return msgspec.convert(await self._report(order), ArchiveReport)
 
     async def verify(
@@ -65,10 +74,33 @@ class RemoteEngine:
         order = JobOrder("retrieve", (dataset_id,), JobOptions(files=tuple(files), form=form))
         return msgspec.convert(await self._report(order), RetrieveReport)
 
-    async def datasets(self, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:  # noqa: ARG002 - the engine's
-        """Nothing: the daemon has no such call.  Raises OrderRefusedError."""
-        raise OrderRefusedError(_NO_LISTING)
-        yield  # type: ignore[unreachable]  # an iterator, as the engine's
+    async def datasets(self, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:
+        """The dataset that is named, without the time of its archival.
+
+        Raises:
+            DatasetNotFoundError: it has no manifests.
+            OrderRefusedError: none is named; the daemon has no such call.
+        """
+        if dataset_id is None:
+            raise OrderRefusedError(_NO_LISTING)
+        report = await self.verify(dataset_id, level="written")
+        blocks = report.datablocks
+        files, payload_bytes = sum(block.members for block in blocks), sum(block.payload_bytes for block in blocks)
+        size_bytes = sum(block.size_bytes for block in blocks)
+        yield DatasetListing(
+            dataset_id, len(blocks), report.datablock_count or len(blocks), files, payload_bytes, size_bytes, ""
+        )
+
+    async def is_whole(self, dataset_id: str) -> bool:
+        """Whether all its datablocks are committed, once the daemon has no other job of it.  Raises MoverError."""
+        try:
+            return all([listing.datablocks == listing.datablock_count async for listing in self.datasets(dataset_id)])
+        except DatasetNotFoundError:
+            return False
+
+    def holding(self, dataset_id: str) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - the engine's
+        """Nothing: a dataset is the daemon's own business, and it does one thing at a time with it."""
+        return nullcontext()
 
     async def _report(self, order: JobOrder) -> dict[str, Any]:
         job: JobView | None = None

@@ -13,6 +13,7 @@ from mover.api import DatasetView, Failure, Problem
 from mover.errors import (
     DaemonAccessError,
     DaemonTransientError,
+    DatasetNotFoundError,
     ExitCode,
     Fault,
     KeyConflictError,
@@ -45,6 +46,10 @@ def failure_error(dataset: DatasetView) -> MoverError:
         error = MissingFilesError(dataset.dataset_id, failure.missing, failure.wrong_size)
         error.args = (failure.message,)  # with the number of all of them
         return error
+    if failure.kind == DatasetNotFoundError.__name__:
+        absent = DatasetNotFoundError(dataset.dataset_id, "")
+        absent.args = (failure.message,)  # with the place
+        return absent
     known = failure.exit_code in set(ExitCode)
     code = ExitCode(failure.exit_code) if known else ExitCode.SYSTEM
     return _error_class(failure.kind, code, failure.retryable, failure.fault)(failure.message)

@@ -17,7 +17,7 @@ from mover.engine import Engine
 from mover.errors import JobFinishedError, JobMismatchError, KeyConflictError, MoverError
 from mover.jobs import merged_datasets, update_job
 from mover.jobs_lifecycle import FINISHED_WITH_DATASET_ERRORS, IN_PROGRESS, SUBMITTED, JobKind, is_finished
-from mover.jobs_settle import settle_job
+from mover.jobs_settle import settle_job, this_engine
 from mover.policies.reconciliation import End, Leave, RunFate, Start, next_step
 
 __all__ = ["CATALOGUE_OWNER", "CatalogueStarter"]
@@ -120,7 +120,7 @@ class CatalogueStarter:
                 _log.info("%s job %s: %s; attempt %d", kind, job.job_id, reason, attempt)
                 return await self._submit(job, kind, attempt)
             case End(state, message):
-                await settle_job(self._engine, self._catalogue, job, kind, state, message)
+                await settle_job(this_engine(self._engine), self._catalogue, job, kind, state, message)
                 return runs[-1].id
 
     async def _submit(self, job: CatalogueJob, kind: JobKind, attempt: int) -> str:

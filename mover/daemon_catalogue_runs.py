@@ -24,7 +24,7 @@ from mover.errors import JobMismatchError, JournalError, MoverError
 from mover.jobs import DatasetResult, JobRunner, tell
 from mover.jobs_lifecycle import DatasetOutcome, JobKind, is_finished
 from mover.jobs_result import job_result
-from mover.jobs_settle import settle_job
+from mover.jobs_settle import settle_job, this_engine
 from mover.reports import ArchiveReport, RetrieveReport
 
 __all__ = ["CatalogueRunner"]
@@ -115,7 +115,7 @@ class CatalogueRunner:
             if is_finished(job.status_code):
                 return job.status_code
             return await settle_job(
-                self._engine, self._catalogue, job, kind, "cancelled", f"cancelled by {row.cancelled_by}"
+                this_engine(self._engine), self._catalogue, job, kind, "cancelled", f"cancelled by {row.cancelled_by}"
             )
         outcomes = [await self._outcome(kind, item) for item in items]
         decoder = msgspec.json.Decoder(RetrieveReport)

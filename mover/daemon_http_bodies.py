@@ -29,7 +29,7 @@ BODY_LIMIT_BYTES: Final = 4 << 20
 """Longest body of a request: ten thousand datasets, or as many files of one, fit into it."""
 
 OPTIONS_OF_KIND: Final[dict[JobKind, tuple[str, ...]]] = {
-    "archive": ("release_source",),
+    "archive": ("release_source", "registered"),
     "retrieve": ("files", "form"),
     "verify": ("level",),
     "plan": (),

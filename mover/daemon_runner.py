@@ -15,12 +15,15 @@ from mover.cli_errors import plain_error, record_of
 from mover.daemon_book import Item
 from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
 from mover.engine import Engine
-from mover.errors import DatasetBusyError, LtsError, MissingFilesError, MoverError
+from mover.errors import ConfigError, DatasetBusyError, LtsError, MissingFilesError, MoverError
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
 from mover.policies.space import SpaceReading
 
-__all__ = ["EngineRunner", "Result", "Runner", "after_error", "failure_of"]
+__all__ = ["CATALOGUE_WANTED", "EngineRunner", "Result", "Runner", "after_error", "failure_of"]
+
+CATALOGUE_WANTED: Final = "the address of a catalogue, as the order asks for `registered`"
+"""What is allowed for SCICAT_ENDPOINT where an order is refused for the lack of it."""
 
 _SPACE_S: Final = 5.0
 _SHORTEST_BUSY_S: Final = 2.0
@@ -62,6 +65,8 @@ class EngineRunner:
         engine, dataset_id, options = self._engine, item.dataset_id, item.job.row.options
         match item.job.row.kind:
             case "archive":
+                if options.registered and not engine.has_catalogue:  # it had one when the order came
+                    raise ConfigError("SCICAT_ENDPOINT", "", CATALOGUE_WANTED)
                 return await engine.archive(dataset_id, release_source=options.release_source)
             case "retrieve":
                 return await engine.retrieve(dataset_id, files=options.files, form=options.form)

@@ -99,9 +99,12 @@ class Engine:
 
         Raises:
             MissingMountError: the LTS root is not there, or not on the type of file system that it has to have.
-            LtsError: it cannot be probed.
+            LtsError: it cannot be probed, or does not answer.
         """
-        profile = await run_abandonable(lambda: _probe(config), config.lts_file_timeout_s)
+        try:
+            profile = await run_abandonable(lambda: _probe(config), config.lts_file_timeout_s)
+        except TimeoutError as exc:
+            raise LtsError("probe", str(config.lts_root), f"no answer for {config.lts_file_timeout_s:g} s") from exc
         async with (
             S3Store.open(config.s3, policy=config.retry) as store,
             S3Reader.open(config.s3, threads=config.streams) as reader,
@@ -116,6 +119,11 @@ class Engine:
     def floor_percentage(self) -> float:
         """Share of the LTS that stays free."""
         return self._parts.space.floor_percentage
+
+    @property
+    def has_catalogue(self) -> bool:
+        """Whether datablocks are registered anywhere."""
+        return not isinstance(self._parts.catalogue, NoCatalogue)
 
     async def space(self) -> SpaceReading:
         """Size of the LTS and what is free there. Raises MissingMountError."""

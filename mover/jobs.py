@@ -160,7 +160,8 @@ class JobRunner:
         """Raises a retryable MoverError for a catalogue that cannot be told: somebody has to come back to the job."""
         try:
             before = await self._catalogue.lifecycle(dataset_id)
-            await self._catalogue.update_lifecycle(dataset_id, started_lifecycle(kind, before))
+            if not is_started(kind, before):  # else a run that works on it may be writing, and is the only one to write
+                await self._catalogue.update_lifecycle(dataset_id, started_lifecycle(kind, before))
         except MoverError as error:
             if error.retryable:
                 raise

@@ -82,7 +82,9 @@ def told_failure(dataset_id: str, now: Lifecycle) -> DatasetOutcome | None:
 def started_lifecycle(kind: JobKind, before: Lifecycle) -> Lifecycle:
     """The dataset's state while the job works on it."""
     if kind == "retrieve":
-        return Lifecycle(retrieve_status_message="started", retrieve_return_message={})
+        return Lifecycle(
+            retrieve_status_message="started", retrieve_return_message={}, retrieve_integrity_check=False
+        )  # what an earlier retrieval proved says nothing of this one
     if is_archived(before):
         return Lifecycle(archive_return_message={})
     return Lifecycle(archivable=False, retrievable=False, archive_status_message="started", archive_return_message={})

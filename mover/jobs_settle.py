@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Protocol
+
 from mover.catalogue import CatalogueJob, JobCatalogue
 from mover.engine import Engine
 from mover.errors import DatasetNotFoundError, MoverError
@@ -17,12 +21,43 @@ from mover.jobs_lifecycle import (
     told_failure,
 )
 from mover.jobs_result import archived_outcome
+from mover.reports import ArchiveReport
 
-__all__ = ["settle_job"]
+__all__ = ["OpenEngine", "SettlingEngine", "settle_dataset", "settle_job", "this_engine"]
+
+
+class SettlingEngine(Protocol):
+    """What it takes of an engine to settle datasets."""
+
+    async def is_whole(self, dataset_id: str) -> bool:
+        """Whether all datablocks are committed on the LTS."""
+        ...
+
+    async def archive(self, dataset_id: str) -> ArchiveReport:
+        """See ``Engine.archive``."""
+        ...
+
+    def holding(self, dataset_id: str) -> AbstractAsyncContextManager[None]:
+        """See ``Engine.holding``."""
+        ...
+
+
+OpenEngine = Callable[[], AbstractAsyncContextManager[SettlingEngine]]
+"""Opens an engine, or gives one that is open: asked only where one is needed, as the LTS may be what is away."""
+
+
+def this_engine(engine: Engine) -> OpenEngine:
+    """An engine that is open already."""
+    return lambda: nullcontext(_EngineHere(engine))
 
 
 async def settle_job(
-    engine: Engine, catalogue: JobCatalogue, job: CatalogueJob, kind: JobKind, state: OutcomeState, message: str
+    open_engine: OpenEngine,
+    catalogue: JobCatalogue,
+    job: CatalogueJob,
+    kind: JobKind,
+    state: OutcomeState,
+    message: str,
 ) -> str:
     """Ends the job; returns its status code.
 
@@ -33,21 +68,35 @@ async def settle_job(
         DatasetBusyError: another run holds a dataset, or a dead one's lease has not run out; it has to be tried again.
         MoverError: the catalogue or the LTS is away; the same.
     """
-    outcomes = []
-    for dataset_id in merged_datasets(job):
-        outcome = DatasetOutcome(dataset_id, state, message)
-        try:
-            outcomes.append(await _settle(engine, catalogue, kind, outcome))
-        except MoverError as error:
-            if error.retryable:
-                raise
-            outcomes.append(failure_outcome(dataset_id, error))
+    outcomes = [
+        await settle_dataset(open_engine, catalogue, kind, DatasetOutcome(dataset_id, state, message))
+        for dataset_id in merged_datasets(job)
+    ]
     code, text = job_verdict(kind, outcomes)
     await update_job(catalogue, job.job_id, code, text)
     return code
 
 
-async def _settle(engine: Engine, catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> DatasetOutcome:
+async def settle_dataset(
+    open_engine: OpenEngine, catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome
+) -> DatasetOutcome:
+    """Shows the outcome with a dataset that looks as if somebody worked on it; returns what is true of it.
+
+    What cannot be settled as meant, and never will be, is the facility's or the owner's error, and shown as that.
+    Raises as ``settle_job``.
+    """
+    try:
+        return await _settle(open_engine, catalogue, kind, outcome)
+    except MoverError as error:
+        if error.retryable:
+            raise
+        failed = failure_outcome(outcome.dataset_id, error)
+        return await tell(catalogue, kind, failed) if await _still_started(catalogue, kind, failed) else failed
+
+
+async def _settle(
+    open_engine: OpenEngine, catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome
+) -> DatasetOutcome:
     now = await catalogue.lifecycle(outcome.dataset_id)
     if kind == "archive" and is_archived(now):
         return DatasetOutcome(outcome.dataset_id, "done", "")
@@ -55,17 +104,39 @@ async def _settle(engine: Engine, catalogue: JobCatalogue, kind: JobKind, outcom
         return told_failure(outcome.dataset_id, now) or outcome
     if kind == "retrieve":
         return await tell(catalogue, kind, outcome)
-    if await _is_whole(engine, outcome.dataset_id):
-        report = await engine.archive(outcome.dataset_id)  # its source may be gone already: never taken back
-        return await tell(catalogue, kind, archived_outcome(report))
-    async with engine.holding(outcome.dataset_id):
-        await catalogue.unregister_all(outcome.dataset_id)  # all of its datablocks or none
-        return await tell(catalogue, kind, outcome)
+    async with open_engine() as engine:
+        if await engine.is_whole(outcome.dataset_id):
+            report = await engine.archive(outcome.dataset_id)  # its source may be gone already: never taken back
+            return await tell(catalogue, kind, archived_outcome(report))
+        async with engine.holding(outcome.dataset_id):
+            await catalogue.unregister_all(outcome.dataset_id)  # all of its datablocks or none
+            return await tell(catalogue, kind, outcome)
 
 
-async def _is_whole(engine: Engine, dataset_id: str) -> bool:
-    """Whether all datablocks are committed on the LTS."""
+async def _still_started(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> bool:
     try:
-        return all([listing.datablocks == listing.datablock_count async for listing in engine.datasets(dataset_id)])
-    except DatasetNotFoundError:
-        return False
+        return is_started(kind, await catalogue.lifecycle(outcome.dataset_id))
+    except MoverError as error:
+        if error.retryable:
+            raise
+        return False  # the catalogue does not know it any more, or lets nobody look
+
+
+class _EngineHere:
+    """An engine of this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def is_whole(self, dataset_id: str) -> bool:
+        try:
+            found = self._engine.datasets(dataset_id)
+            return all([listing.datablocks == listing.datablock_count async for listing in found])
+        except DatasetNotFoundError:
+            return False
+
+    async def archive(self, dataset_id: str) -> ArchiveReport:
+        return await self._engine.archive(dataset_id)
+
+    def holding(self, dataset_id: str) -> AbstractAsyncContextManager[None]:
+        return self._engine.holding(dataset_id)

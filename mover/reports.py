@@ -102,13 +102,17 @@ class ArchiveReport(msgspec.Struct, frozen=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """A dataset whose datablocks were read again and agree with their manifests."""
+    """A dataset whose datablocks were read again and agree with their manifests.
+
+    ``datablock_count``: how many the dataset has when it is whole; fewer are here while its archival is not finished.
+    """
 
     dataset_id: str
     level: str
     datablocks: tuple[DatablockReport, ...]
     counters: ByteCounters
     elapsed_s: float
+    datablock_count: int = 0
 
 
 class RetrievedObject(msgspec.Struct, frozen=True):

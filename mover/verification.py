@@ -49,7 +49,8 @@ async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> V
     for report in reports:
         counters.add(report.counters)
     ordered = tuple(sorted(reports, key=lambda report: report.number))
-    return VerifyReport(dataset_id, level, ordered, counters, anyio.current_time() - began)
+    count = max(manifest.datablock_count for manifest in manifests)
+    return VerifyReport(dataset_id, level, ordered, counters, anyio.current_time() - began, count)
 
 
 async def committed_manifests(parts: Parts, folder: LtsFolder) -> list[Manifest]:

@@ -30,7 +30,7 @@ from mover.jobs_lifecycle import (
     started_lifecycle,
 )
 from mover.jobs_result import job_result
-from mover.jobs_settle import settle_job
+from mover.jobs_settle import settle_job, this_engine
 from mover.reports import ByteCounters, RetrievedObject, RetrieveReport
 from mover.scicat import SciCat, SciCatAccess
 from mover.settings_rules import Secret
@@ -188,7 +188,8 @@ async def test_a_job_is_read_once_for_each_dataset_and_only_if_it_is_the_right_o
 async def _settle(config: EngineConfig, scicat: ScicatServer, job_id: str, state: OutcomeState) -> str:
     access = SciCatAccess(scicat.url, scicat.user, Secret(scicat.password))
     async with SciCat.open(access) as catalogue, Engine.open(config, catalogue=catalogue) as engine:
-        return await settle_job(engine, catalogue, await catalogue.job(job_id), "archive", state, "it was killed")
+        job = await catalogue.job(job_id)
+        return await settle_job(this_engine(engine), catalogue, job, "archive", state, "it was killed")
 
 
 def _seem_started(scicat: ScicatServer, dataset_id: str) -> None:

@@ -73,9 +73,9 @@ async def test_a_run_whose_heartbeats_stopped_is_declared_crashed_and_one_that_b
     run = await _run(client, running=True)
     await _beat(run)
     now = datetime.now(UTC)
-    await bury_silent_runs(client, "archive", now + timedelta(seconds=SILENCE_S / 2))
+    await bury_silent_runs(client, now + timedelta(seconds=SILENCE_S / 2))
     assert await _state(client, run) is StateType.RUNNING
-    buried = await bury_silent_runs(client, "archive", now + timedelta(seconds=SILENCE_S + 1))
+    buried = await bury_silent_runs(client, now + timedelta(seconds=SILENCE_S + 1))
     assert run.id in [other.id for other in buried]  # beside those that killed processes of other tests left
     assert await _state(client, run) is StateType.CRASHED
 
@@ -88,9 +88,9 @@ async def test_a_run_that_was_never_heard_of_gets_time_to_begin_and_then_counts_
 
     run = await _run(client, running=running)
     now = datetime.now(UTC)
-    await bury_silent_runs(client, "archive", now + timedelta(seconds=NEVER_HEARD_S - 60))
+    await bury_silent_runs(client, now + timedelta(seconds=NEVER_HEARD_S - 60))
     assert await _state(client, run) is (StateType.RUNNING if running else StateType.PENDING)
-    await bury_silent_runs(client, "archive", now + timedelta(seconds=NEVER_HEARD_S + 60))
+    await bury_silent_runs(client, now + timedelta(seconds=NEVER_HEARD_S + 60))
     assert await _state(client, run) is StateType.CRASHED
 
 

@@ -99,6 +99,7 @@ async def retrying(
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     rng: Callable[[], float] = random.random,
     on_retry: Callable[[MoverError, int, float], None] | None = None,
+    final: tuple[type[MoverError], ...] = (),
 ) -> T:
     """Awaits ``operation`` until it succeeds, fails for good or the attempts are used up; the last error is raised.
 
@@ -109,6 +110,7 @@ async def retrying(
         sleep: waits a number of seconds.
         rng: uniform in [0, 1).
         on_retry: told before each pause: the error, failures in a row, seconds of the pause.
+        final: errors that are not repeated here though they may pass: the operation has been patient with them itself.
 
     Raises:
         MoverError: of the last attempt.
@@ -120,7 +122,7 @@ async def retrying(
         except MoverError as error:
             attempt = counter.failed()
             pause_s = delay_s(policy, attempt, error, rng)
-            if pause_s is None:
+            if pause_s is None or isinstance(error, final):
                 raise
             if on_retry is not None:
                 on_retry(error, attempt, pause_s)
