@@ -11,7 +11,7 @@ from prefect.states import Completed
 
 from flows.artifacts import show_datablocks, show_plan
 from flows.hooks import settle_run
-from flows.job import dataset_result, outcome_state, run_job
+from flows.job import dataset_result, dry_run_state, outcome_state, run_job
 from flows.services import Services, open_services
 from mover.catalogue import JobDataset
 from mover.jobs import DatasetResult
@@ -80,6 +80,9 @@ async def archive_datasetlist(
 
 async def _plan_only(services: Services, job_id: str, dataset_ids: list[str] | None) -> State[Any]:
     datasets = await services.jobs.read(job_id, "archive", dataset_ids, again=True)
+    failures = []
     for dataset in datasets:
-        await archive_dataset(dataset.dataset_id, dry_run=True, return_state=True)
-    return Completed(message=f"{len(datasets)} dataset(s) planned; nothing written")
+        state = await archive_dataset(dataset.dataset_id, dry_run=True, return_state=True)
+        if not state.is_completed():
+            failures.append(str(await state.aresult(raise_on_failure=False)))
+    return dry_run_state([f"{len(datasets) - len(failures)} of {len(datasets)} dataset(s) planned"], failures)

@@ -61,11 +61,15 @@ class Limit(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A work pool; a ``base_job_template`` of None is the business of the pool's first worker."""
+    """A work pool; a ``base_job_template`` of None is the business of the pool's first worker.
+
+    ``queues``: limits of its queues by name; others that it has are somebody else's.
+    """
 
     type: str
     concurrency_limit: int | None
     base_job_template: Mapping[str, Any] | None = None
+    queues: Mapping[str, int | None] = {}
 
 
 class Registry(NamedTuple):
@@ -97,7 +101,7 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the server has under the names that are wanted."""
+    """What the server has under the names that are wanted, and all variables that are settings of the flows."""
 
     variables: Mapping[str, object]
     limits: Mapping[str, Limit]
@@ -124,12 +128,20 @@ def changes(wanted: Wanted, found: Found) -> Sequence[Change]:
     registry = _registry(wanted, found)
     return [
         *_compared("variable", wanted.variables, found.variables),
+        *_in_no_file(wanted, found),
         *_compared("limit", {**wanted.limits, **_kept(wanted, found)}, found.limits),
         *_secrets(wanted, found),
         *([] if registry is None else [_registry_change(registry, found.registry)]),
         *_pools(wanted, found, with_registry=registry is not None),
         *_compared("automation", wanted.automations, found.automations),
     ]
+
+
+def _in_no_file(wanted: Wanted, found: Found) -> Iterator[Change]:
+    """Variables that count though no file names them: of an earlier configuration, or written by hand."""
+    for name in sorted(found.variables.keys() - wanted.variables.keys()):
+        detail = f"kept, and in force: {found.variables[name]!r}; in no file (to be rid of it: delete it in Prefect)"
+        yield Change(Item("variable", name, "unchanged", detail))
 
 
 def _kept(wanted: Wanted, found: Found) -> dict[str, Limit]:
@@ -233,6 +245,11 @@ def _pools(wanted: Wanted, found: Found, *, with_registry: bool) -> Iterator[Cha
             details.append(f"limit {there.concurrency_limit} -> {pool.concurrency_limit}")
         if pool.base_job_template is not None and there.base_job_template != pool.base_job_template:
             details.append("base job template")
+        for queue, limit in pool.queues.items():
+            if queue not in there.queues:
+                details.append(f"queue {queue}")
+            elif there.queues[queue] != limit:
+                details.append(f"limit of queue {queue} {there.queues[queue]} -> {limit}")
         if details:
             yield Change(Item("work pool", name, "updated", ", ".join(details)), pool)
         else:

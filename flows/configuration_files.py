@@ -15,7 +15,7 @@ from mover.errors import ConfigError
 from mover.settings import Settings, load_settings
 from mover.settings_rules import PATH, WORD, Secret, choice, whole
 
-__all__ = ["OPTIONAL_BLOCKS", "POOLS", "PoolNames", "read_wanted"]
+__all__ = ["OPTIONAL_BLOCKS", "POOLS", "RECONCILER_QUEUE", "PoolNames", "read_wanted"]
 
 OPTIONAL_BLOCKS: Final[Mapping[str, str]] = {
     "GITHUB_OPENEM_USERNAME": REGISTRY_SECRETS[0],
@@ -24,17 +24,25 @@ OPTIONAL_BLOCKS: Final[Mapping[str, str]] = {
 """Secret blocks of deployments that pull images from a private registry."""
 
 
+RECONCILER_QUEUE: Final = "reconciliation"
+"""Queue of the reconciler's runs: a place in its work pool is kept for them, so that runs which wait for tape, or are
+dead, never keep away what settles them."""
+
+_DEFAULT_QUEUE: Final = "default"  # Prefect makes it with the pool, for runs that name none
+
+
 class PoolNames(NamedTuple):
     """Environment variables and defaults of one work pool."""
 
     prefix: str
     name: str
     concurrency_limit: int  # runs, each a container with MOVER_BUFFER_MB of buffers and more
+    has_reconciler: bool = False
 
 
 POOLS: Final = (
     PoolNames("ARCHIVAL", "archival-docker-workpool", 4),
-    PoolNames("RETRIEVAL", "retrieval-docker-workpool", 4),
+    PoolNames("RETRIEVAL", "retrieval-docker-workpool", 4, has_reconciler=True),
 )
 
 _TYPE = choice("docker", "process")
@@ -122,8 +130,13 @@ def _pools(environ: Mapping[str, str]) -> dict[str, Pool]:
         key = f"{names.prefix}_BASE_JOB_TEMPLATE"
         path = PATH.parse(key, environ[key], "environment") if environ.get(key) else None
         template = _template(key, path, environ) if path else None
-        pools[name] = Pool(kind, limit, template)
+        pools[name] = Pool(kind, limit, template, _queues(limit) if names.has_reconciler else {})
     return pools
+
+
+def _queues(limit: int) -> dict[str, int | None]:
+    """A pool of one place cannot keep one: the reconciler waits for its turn there."""
+    return {_DEFAULT_QUEUE: max(limit - 1, 1), RECONCILER_QUEUE: 1}
 
 
 def _template(key: str, path: Path, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pydantic import SecretStr
 
 from flows.configuration import REGISTRY_BLOCK, Automation, Change, Found, Limit, Pool, Registry, Wanted
 from flows.server_settings import HEARTBEAT_TIMEOUT_S
+from flows.settings import read_variables
 from mover.errors import ConfigError, MoverError
 from mover.settings_rules import Secret
 
@@ -113,11 +114,8 @@ async def _wait(client: PrefectClient, url: str, deadline_s: float) -> None:
 
 async def read_found(client: PrefectClient, wanted: Wanted) -> Found:
     """What the server has of ``wanted``.  Raises httpx.HTTPError."""
-    variables, limits, pools = {}, {}, {}
-    for name in wanted.variables:
-        variable = await client.read_variable_by_name(name)
-        if variable is not None:
-            variables[name] = variable.value
+    limits, pools = {}, {}
+    variables = await read_variables()
     for name in wanted.limits:
         try:
             limit = await client.read_global_concurrency_limit_by_name(name)
@@ -129,7 +127,8 @@ async def read_found(client: PrefectClient, wanted: Wanted) -> Found:
             pool = await client.read_work_pool(name)
         except ObjectNotFound:
             continue
-        pools[name] = Pool(pool.type, pool.concurrency_limit, pool.base_job_template)
+        queues = {queue.name: queue.concurrency_limit for queue in await client.read_work_queues(name)}
+        pools[name] = Pool(pool.type, pool.concurrency_limit, pool.base_job_template, queues)
     secrets = {name: secret for name in wanted.secrets if (secret := await _secret(client, name)) is not None}
     automations = {}
     for name in wanted.automations:
@@ -217,6 +216,12 @@ async def _write_pool(client: PrefectClient, name: str, pool: Pool) -> None:
         await client.create_work_pool(WorkPoolCreate(name=name, type=pool.type, **fields))
     except ObjectAlreadyExists:
         await client.update_work_pool(name, WorkPoolUpdate(**fields))
+    there = {queue.name: queue for queue in await client.read_work_queues(name)}
+    for queue_name, limit in pool.queues.items():
+        if queue_name in there:
+            await client.update_work_queue(there[queue_name].id, concurrency_limit=limit)
+        else:
+            await client.create_work_queue(queue_name, concurrency_limit=limit, work_pool_name=name)
 
 
 async def _write_automation(client: PrefectClient, name: str, automation: Automation) -> None:

@@ -25,7 +25,7 @@ from mover.jobs_result import job_result
 from mover.reports import ArchiveReport, RetrieveReport
 from mover.tasks import open_task_group
 
-__all__ = ["dataset_result", "outcome_state", "run_job"]
+__all__ = ["dataset_result", "dry_run_state", "outcome_state", "run_job"]
 
 R = TypeVar("R", ArchiveReport, RetrieveReport)
 
@@ -38,6 +38,13 @@ def outcome_state(outcome: DatasetOutcome) -> State[Any]:
     if outcome.state == "done":
         return Completed(message=outcome.message)
     return Failed(name="UserError" if outcome.state == "user-error" else None, message=outcome.message)
+
+
+def dry_run_state(told: Sequence[str], failures: Sequence[str]) -> State[Any]:
+    """The state of a job's run that only looked: what it saw of each dataset, and what cannot work."""
+    if failures:
+        return Failed(message="; ".join([f"{len(failures)} dataset(s) would fail", *failures, *told]))
+    return Completed(message="; ".join([*told, "nothing written"]))
 
 
 async def dataset_result(

@@ -11,11 +11,14 @@ from prefect.states import Completed
 
 from flows.artifacts import show_links
 from flows.hooks import settle_run
-from flows.job import dataset_result, outcome_state, run_job
+from flows.job import dataset_result, dry_run_state, outcome_state, run_job
 from flows.services import Services, open_services
 from mover.catalogue import JobDataset
+from mover.engine import Engine
+from mover.errors import MoverError, UnknownFileError
 from mover.jobs import DatasetResult
 from mover.reports import RetrieveReport
+from mover.retrieve_copy import Selection
 
 __all__ = ["retrieve_dataset", "retrieve_datasetlist"]
 
@@ -32,10 +35,10 @@ async def retrieve_dataset(dataset_id: str, files: list[str] | None = None, dry_
         dry_run: look only; nothing is written anywhere.
     """
     async with open_services(f"retrieve {dataset_id}") as services:
+        wanted = JobDataset(dataset_id, services.files.get(dataset_id, tuple(files or ())))
         if dry_run:
-            return Completed(message=await _looked_up(services, dataset_id))
-        wanted = services.files.get(dataset_id, tuple(files or ()))
-        result = await services.jobs.retrieve(JobDataset(dataset_id, wanted))
+            return Completed(message=f"{await _looked_up(services, wanted)}; nothing written")
+        result = await services.jobs.retrieve(wanted)
         services.retrieved[dataset_id] = result
         if result.report is not None:
             await show_links(result.report)
@@ -71,15 +74,33 @@ async def retrieve_datasetlist(
             return await dataset_result(services.retrieved, dataset.dataset_id, state)
 
         if dry_run:
-            datasets = await services.jobs.read(job_id, "retrieve", dataset_ids, again=True)
-            found = [await _looked_up(services, dataset.dataset_id) for dataset in datasets]
-            return Completed(message="; ".join(found))
+            return await _look_only(services, job_id, dataset_ids)
         retried = (flow_run.run_count or 1) > 1
         return await run_job(services, "retrieve", job_id, dataset_ids, one, again=again or retried)
 
 
-async def _looked_up(services: Services, dataset_id: str) -> str:
-    listings = [listing async for listing in services.engine.datasets(dataset_id)]
+async def _look_only(services: Services, job_id: str, dataset_ids: list[str] | None) -> State[Any]:
+    found, failures = [], []
+    for dataset in await services.jobs.read(job_id, "retrieve", dataset_ids, again=True):
+        try:
+            found.append(await _looked_up(services, dataset))
+        except MoverError as error:
+            if error.retryable:
+                raise
+            failures.append(str(error))
+    return dry_run_state(found, failures)
+
+
+async def _looked_up(services: Services, dataset: JobDataset) -> str:
+    """What is there to retrieve. A daemon names no files: with one, they are looked for by the run itself."""
+    dataset_id, engine = dataset.dataset_id, services.engine
+    if dataset.files and isinstance(engine, Engine):
+        selection = Selection(dataset.files)
+        sizes = [member.size_bytes async for _, member in engine.members(dataset_id) if selection.takes(member.path)]
+        if selection.unknown:
+            raise UnknownFileError(dataset_id, selection.unknown)
+        return f"{dataset_id}: {len(sizes):,} file(s), {sum(sizes):,} bytes on the LTS"
+    listings = [listing async for listing in engine.datasets(dataset_id)]
     datablocks = sum(listing.datablocks for listing in listings)
     size_bytes = sum(listing.size_bytes for listing in listings)
-    return f"{dataset_id}: {datablocks:,} datablock(s), {size_bytes:,} bytes on the LTS; nothing written"
+    return f"{dataset_id}: {datablocks:,} datablock(s), {size_bytes:,} bytes on the LTS"

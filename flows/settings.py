@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from mover.settings import Settings, load_settings, setting_names
 from mover.settings_rules import Secret
 
-__all__ = ["SECRET_BLOCKS", "read_settings"]
+__all__ = ["SECRET_BLOCKS", "read_settings", "read_variables"]
 
 SECRET_BLOCKS: Final[Mapping[str, str]] = {
     "MINIO_USER": "minio-user",
@@ -32,7 +32,7 @@ async def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ConfigError: an unknown name, a value that is not allowed, or a file that cannot be read.
     """
     env = os.environ if environ is None else environ
-    variables = await _variables()
+    variables = await read_variables()
     for name, block in SECRET_BLOCKS.items():
         if name not in env and f"{name}_FILE" not in env:
             value = await _secret(block)
@@ -41,7 +41,7 @@ async def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     return load_settings(environ=env, variables=variables)
 
 
-async def _variables() -> dict[str, Any]:
+async def read_variables() -> dict[str, Any]:
     """The Prefect Variables that are settings of ours; others on the server are somebody else's."""
     ours = {name.lower() for name in setting_names()}
     async with get_client() as client:
