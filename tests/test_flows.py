@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
 from tests.engines import expect_same_files
-from tests.flow_world import FlowWorld
+from tests.flow_world import FlowWorld, until
+from tests.lts_mounts import small_mount
 
 pytestmark = [
     pytest.mark.anyio,
@@ -15,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-PID = "20.500.11935/first"
+PID, LOST = "20.500.11935/first", "20.500.11935/lost"
 
 
 async def test_an_archive_job_ends_with_its_datasets_on_the_lts_registered_and_released(flow_world: FlowWorld) -> None:
@@ -76,6 +79,58 @@ async def test_a_dry_run_writes_nothing_anywhere(flow_world: FlowWorld) -> None:
         assert flow_world.control.job_statuses(job_id) == ["jobSubmitted"]
     assert [path for path in flow_world.lts.rglob("*") if path.suffix in {".tar", ".json", ".part"}] == []
     assert len(flow_world.source_keys(PID)) == 3
+
+
+async def test_a_dry_run_of_a_job_says_which_datasets_would_fail(flow_world: FlowWorld) -> None:
+    from flows.archive import archive_datasetlist
+    from flows.retrieve import retrieve_datasetlist
+
+    files = flow_world.add_dataset(PID, 3)
+    flow_world.control.seed_dataset(LOST, {"lost.tif": 5})
+    job_id = flow_world.control.seed_job("archive", [PID, LOST])
+    planned = await archive_datasetlist(job_id, dry_run=True, return_state=True)
+    assert planned.is_failed()
+    assert "1 dataset(s) would fail" in (planned.message or "")
+    assert "lost.tif" in (planned.message or "")
+
+    await archive_datasetlist(flow_world.control.seed_job("archive", [PID]))
+    first = min(files)
+    found = flow_world.control.seed_job("retrieve", {PID: [first]})
+    looked_up = await retrieve_datasetlist(found, dry_run=True, return_state=True)
+    assert looked_up.message == f"{PID}: 1 file(s), {len(files[first]):,} bytes on the LTS; nothing written"
+    unknown = flow_world.control.seed_job("retrieve", {PID: [first, "no/such.tif"], LOST: []})
+    looked_up = await retrieve_datasetlist(unknown, dry_run=True, return_state=True)
+    assert looked_up.is_failed()
+    assert "2 dataset(s) would fail" in (looked_up.message or "")
+    assert "no/such.tif" in (looked_up.message or "")
+
+
+async def test_a_dataset_that_no_share_could_hold_is_refused_once_and_at_once(
+    flow_world: FlowWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+
+    from flows.archive import archive_datasetlist
+
+    flow_world.add_dataset(PID, {"frame.tif": b"x" * 700_000})
+    job_id = flow_world.control.seed_job("archive", [PID])
+    monkeypatch.setenv("LTS_FREE_SPACE_PERCENTAGE", "99")
+
+    with small_mount(tmp_path / "small") as lts:
+        monkeypatch.setenv("LTS_STORAGE_ROOT", str(lts))
+        state = await archive_datasetlist(job_id, return_state=True)
+
+    assert state.is_failed()
+    assert "not enough space" in flow_world.job(job_id)["statusMessage"]
+    assert flow_world.control.lifecycle(PID)["archiveStatusMessage"] == "scheduleArchiveJobFailed"
+    (flow_run,) = flow_world.flow_runs("archive 20.500")
+
+    def waits() -> int:
+        with flow_world.client() as client:
+            ours = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run.id]))
+            return sum(run.name.startswith("wait-for-space") for run in client.read_task_runs(task_run_filter=ours))
+
+    assert until(waits, what="the task run, which the server writes late") == 1
 
 
 @pytest.mark.usefixtures("flow_world")

@@ -23,6 +23,7 @@ from mover.errors import (
 from mover.jobs import JobRunner
 from mover.jobs_lifecycle import (
     DatasetOutcome,
+    JobKind,
     OutcomeState,
     failure_outcome,
     job_verdict,
@@ -30,7 +31,7 @@ from mover.jobs_lifecycle import (
     started_lifecycle,
 )
 from mover.jobs_result import job_result
-from mover.jobs_settle import settle_job, this_engine
+from mover.jobs_settle import SettlingEngine, settle_job, this_engine
 from mover.reports import ByteCounters, RetrievedObject, RetrieveReport
 from mover.scicat import SciCat, SciCatAccess
 from mover.settings_rules import Secret
@@ -254,6 +255,76 @@ async def test_a_dataset_that_another_run_holds_is_not_settled_under_it(
     assert control.job_statuses(job_id) == ["jobSubmitted"]  # the reconciler comes back to it
 
 
+async def test_a_dataset_whose_datablocks_cannot_be_taken_back_still_shows_no_work_in_progress(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    control.seed_dataset(DATASET, SIZES)
+    control.fail("DELETE", "datablocks", 403, times=-1)  # an account that may not delete
+    job_id = control.seed_job("archive", [DATASET])
+    _seem_started(scicat_server, DATASET)
+
+    code = await _settle(config, scicat_server, job_id, "cancelled")
+
+    assert code == "finishedUnsuccessful"
+    lifecycle = control.lifecycle(DATASET)
+    assert lifecycle["archiveStatusMessage"] == "scheduleArchiveJobFailed"
+    assert "403" in lifecycle["archiveReturnMessage"]["message"]
+
+
+@pytest.mark.usefixtures("uploaded")
+async def test_a_dataset_that_is_whole_but_was_uploaded_anew_is_told_as_that(
+    config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    job_id = control.seed_job("archive", [DATASET])
+    async with _runner(config, scicat_server) as (jobs, _):
+        await jobs.archive(DATASET, release_source=False)
+    upload(moto_server, config.buckets.landing_zone, {"new.tif": b"uploaded under the same name"})
+    _seem_started(scicat_server, DATASET)
+
+    code = await _settle(config, scicat_server, job_id, "system-error")
+
+    assert code == "finishedWithDatasetErrors"
+    lifecycle = control.lifecycle(DATASET)
+    assert (lifecycle["archivable"], lifecycle["archiveStatusMessage"]) == (True, "missingFilesError")
+    assert "new.tif" in lifecycle["archiveReturnMessage"]["message"]
+
+
+@asynccontextmanager
+async def _no_engine() -> AsyncIterator[SettlingEngine]:
+    raise LtsError("probe", "/lts", "no answer")
+    yield  # type: ignore[unreachable]  # a context manager
+
+
+@pytest.mark.parametrize(("kind", "started"), [("retrieve", True), ("archive", False)])
+async def test_what_needs_no_engine_is_settled_without_the_lts(
+    scicat_server: ScicatServer, kind: JobKind, *, started: bool
+) -> None:
+    control = scicat_server.control
+    control.seed_dataset(DATASET, SIZES)
+    if started:
+        control.state.datasets[DATASET]["datasetlifecycle"].update(retrieveStatusMessage="started")
+    job_id = control.seed_job(kind, [DATASET])
+    access = SciCatAccess(scicat_server.url, scicat_server.user, Secret(scicat_server.password))
+    async with SciCat.open(access) as catalogue:
+        job = await catalogue.job(job_id)
+        code = await settle_job(_no_engine, catalogue, job, kind, "system-error", "its runs were killed")
+    assert code == "finishedUnsuccessful"
+    if started:
+        assert control.lifecycle(DATASET)["retrieveStatusMessage"] == "scheduleRetrieveJobFailed"
+
+
+@pytest.mark.usefixtures("uploaded")
+async def test_a_second_run_does_not_write_to_a_dataset_that_shows_work_in_progress(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    _seem_started(scicat_server, DATASET)  # by a run that may be registering datablocks this moment
+    async with _runner(config, scicat_server) as (jobs, _):
+        assert (await jobs.archive(DATASET, release_source=True)).outcome.state == "done"
+    assert scicat_server.control.lifecycle_values(DATASET) == ["datasetOnArchiveDisk"]
+
+
 async def test_a_second_run_that_fails_takes_nothing_back_of_what_was_archived_before(
     config: EngineConfig, moto_server: S3Server, scicat_server: ScicatServer
 ) -> None:
@@ -320,6 +391,11 @@ def test_a_cancelled_archival_can_be_ordered_again_and_says_so() -> None:
     outcome = DatasetOutcome(DATASET, "cancelled", "by an administrator")
     change = outcome_lifecycle("archive", Lifecycle(retrievable=False), outcome)
     assert (change.archivable, change.retrievable, change.archive_status_message) == (True, False, "datasetCreated")
+
+
+def test_a_retrieval_under_way_claims_nothing_of_what_an_earlier_one_proved() -> None:
+    before = Lifecycle(retrievable=True, retrieve_integrity_check=True)
+    assert started_lifecycle("retrieve", before).retrieve_integrity_check is False
 
 
 def test_nothing_that_is_archived_looks_like_work_in_progress() -> None:

@@ -177,6 +177,14 @@ async def test_progress_gives_the_attempts_back() -> None:
     assert clock.pauses == [0.2] * 50
 
 
+async def test_an_error_that_is_final_here_is_raised_at_once_though_it_may_pass() -> None:
+    errors: list[MoverError] = [TRANSIENT] * 3
+    clock = Clock()
+    with pytest.raises(ObjectTransientError):
+        await retrying(failing(errors), POLICY, sleep=clock.sleep, final=(ObjectTransientError,))
+    assert (len(errors), clock.pauses) == (2, [])
+
+
 async def test_without_progress_the_attempts_run_out() -> None:
     progress = Progressing()
     errors: list[MoverError] = [TRANSIENT] * 50
