@@ -60,6 +60,9 @@ def print_run(console: Console, report: ArchiveReport | VerifyReport) -> None:
     _print_counters(console, report.counters)
     if isinstance(report, ArchiveReport):
         _print_after_archive(console, report)
+    elif len(report.datablocks) < report.datablock_count:
+        told = f"{len(report.datablocks):,} of {report.datablock_count:,} datablocks are committed"
+        console.print(f"  not archived whole: {told}", soft_wrap=True)
 
 
 def _run_row(item: DatablockReport, *, archived: bool) -> tuple[str, ...]:

@@ -226,6 +226,10 @@ def test_a_dataset_is_archived_listed_and_verified_and_a_second_time_adopted(sit
     verified = site.run("verify", _PID)
     assert verified.returncode == 0
     assert verified.stdout.count("agrees") == len(first["datablocks"])
+    assert "not archived whole" not in verified.stdout
+    (site.lts / f"{archive_id(_PID, 1)}.manifest.json").unlink()  # as while its archival goes on
+    whole = len(first["datablocks"])
+    assert f"not archived whole: {whole - 1} of {whole} datablocks are committed" in site.run("verify", _PID).stdout
     assert "sub/[x]\\ttab.bin" in site.run("ls", _PID, "--members").stdout
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
+from uuid import UUID
 
 import anyio
 import pytest
 from prefect.blocks.system import Secret as SecretBlock
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate, WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events.schemas.automations import AutomationCore
 from prefect.events.schemas.events import Event, Resource
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Running
+from prefect.states import Completed, Pending, Running
 from prefect.variables import Variable
 
 from flows.configuration import Item
-from flows.configuration_files import OPTIONAL_BLOCKS
+from flows.configuration_files import OPTIONAL_BLOCKS, RECONCILER_QUEUE
 from flows.configuration_server import ZOMBIES, PrefectServerError, wanted_automations
 from flows.configure import configure, main
 from flows.limits import read_limits
@@ -124,6 +126,59 @@ async def test_a_fresh_server_gets_everything_that_the_flows_read(
     assert len(await client.read_variables()) == 2
     pools = {pool.name: (pool.type, pool.concurrency_limit) for pool in await client.read_work_pools()}
     assert pools == {ARCHIVAL: ("process", 4), RETRIEVAL: ("process", 4)}
+    assert await _queues(client, RETRIEVAL) == {"default": 3, RECONCILER_QUEUE: 1}
+    assert await _queues(client, ARCHIVAL) == {"default": None}
+
+
+async def _queues(client: PrefectClient, pool: str) -> dict[str, int | None]:
+    return {queue.name: queue.concurrency_limit for queue in await client.read_work_queues(pool)}
+
+
+@pytest.mark.slow
+async def test_a_place_is_kept_for_the_reconciler_however_many_runs_wait(
+    client: PrefectClient, environ: dict[str, str]
+) -> None:
+    await configure([], environ)
+    flow_id = await client.create_flow_from_name("of-the-queue-test")
+
+    async def order(name: str, queue: str | None) -> FlowRun:
+        deployment_id = await client.create_deployment(
+            flow_id, name=name, work_pool_name=RETRIEVAL, work_queue_name=queue
+        )
+        return await client.create_flow_run_from_deployment(deployment_id)
+
+    waiting = [await order(f"retrieval {index}", None) for index in range(5)]
+    reconciler = await order("reconciler", RECONCILER_QUEUE)
+
+    async def handed_out() -> list[UUID]:
+        """What a worker is given, which begins none of it."""
+        soon = datetime.now(UTC) + timedelta(seconds=10)
+        given = await client.get_scheduled_flow_runs_for_work_pool(RETRIEVAL, scheduled_before=soon)
+        for item in given:
+            await client.set_flow_run_state(item.flow_run.id, Pending(), force=True)
+        return [item.flow_run.id for item in given]
+
+    first = await handed_out()
+    assert reconciler.id in first
+    assert len(set(first) & {run.id for run in waiting}) == 3
+    assert await handed_out() == []
+    again = await order("reconciler", RECONCILER_QUEUE)
+    assert again.id not in await handed_out()  # one at a time
+    await client.set_flow_run_state(reconciler.id, Completed(), force=True)
+    assert await handed_out() == [again.id]
+
+
+@pytest.mark.usefixtures("client")
+async def test_a_variable_that_no_file_names_any_more_is_told_of_and_kept(
+    environ: dict[str, str], toml: Callable[[str], Path]
+) -> None:
+    await configure([toml(TOML)], environ)
+    await Variable.aset("somebody_elses", 1)
+    items = await configure([toml("[limits]\nMOVE_TO_LTS_LIMIT = 3\n")], environ, check=True)
+    assert _changed(items) == {}
+    details = {item.name: item.detail for item in items if item.kind == "variable"}
+    assert set(details) == {"archiver_target_size_mb", "lts_storage_root"}
+    assert "in force: 300; in no file" in details["archiver_target_size_mb"]
 
 
 async def test_a_second_run_changes_nothing(
@@ -144,6 +199,8 @@ async def _drift(client: PrefectClient) -> None:
     await other.asave("minio-password", overwrite=True)
     await client.update_work_pool(ARCHIVAL, WorkPoolUpdate(concurrency_limit=None))
     await client.update_work_pool(RETRIEVAL, WorkPoolUpdate(concurrency_limit=7, description="of the facility"))
+    (default,) = [queue for queue in await client.read_work_queues(RETRIEVAL) if queue.name == "default"]
+    await client.update_work_queue(default.id, concurrency_limit=9)
     zombies = (await client.read_automations_by_name(ZOMBIES))[0]
     await client.pause_automation(zombies.id)
     await client.create_automation(AutomationCore.model_validate(wanted_automations()[ZOMBIES].fields))
@@ -162,7 +219,7 @@ async def test_drift_is_found_by_a_check_and_mended_by_a_run(
         "tag:move-to-lts": "9 -> 3, active False -> True, slot decay 0.5 -> 0.0",
         "minio-password": "",
         ARCHIVAL: "limit None -> 4",
-        RETRIEVAL: "limit 7 -> 4",
+        RETRIEVAL: "limit 7 -> 4, limit of queue default 9 -> 3",
     }
     found = _changed(await configure([config], environ, check=True))
     assert "2 of the name" in found.pop(ZOMBIES)

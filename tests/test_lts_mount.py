@@ -20,7 +20,7 @@ from mover.streams import lts_mount
 from mover.streams.lts_mount import allocate, filesystem_of, free_space, probe_mount
 from mover.streams.lts_writer import LtsWriter
 from mover.streams.s3_calls import S3Endpoint
-from tests.lts_mounts import PLAIN, old_filesystem, small_mount, write_once
+from tests.lts_mounts import PLAIN, hung_mount, old_filesystem, small_mount, write_once
 
 
 def _refusing(number: int) -> Callable[..., None]:
@@ -153,15 +153,27 @@ def test_where_nothing_can_be_allocated_nothing_is_written_instead(tmp_path: Pat
         assert (share / "d_1.tar").read_bytes() == b"data"
 
 
-@pytest.mark.anyio
-async def test_an_engine_writes_nothing_where_the_lts_is_not_of_its_type(tmp_path: Path) -> None:
+def _config(lts_root: Path, **changes: object) -> EngineConfig:
     config = EngineConfig(
         s3=S3Endpoint(endpoint_url="http://127.0.0.1:9", region="r", access_key="a", secret_key="s"),
         buckets=Buckets(landing_zone="l", staging="s", retrieval="r"),
-        lts_root=tmp_path,
-        scratch_folder=tmp_path,
-        lts_filesystem="nfs",
+        lts_root=lts_root,
+        scratch_folder=lts_root,
     )
+    return msgspec.structs.replace(config, **changes)
+
+
+@pytest.mark.anyio
+async def test_a_mount_that_hangs_is_told_by_name_once_the_time_is_over(tmp_path: Path) -> None:
+    with hung_mount(tmp_path), pytest.raises(LtsError, match=r"no answer for 0\.2 s") as caught:
+        async with Engine.open(_config(tmp_path, lts_file_timeout_s=0.2)):
+            pytest.fail("it opened")
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_an_engine_writes_nothing_where_the_lts_is_not_of_its_type(tmp_path: Path) -> None:
+    config = _config(tmp_path, lts_filesystem="nfs")
     with pytest.raises(MissingMountError, match="nfs"):
         async with Engine.open(config):
             pass
