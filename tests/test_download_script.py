@@ -14,6 +14,7 @@ from mover.engine import EngineConfig
 from mover.reports import RetrieveReport
 from tests.datasets import DATASET, archive, make_config, named_for, open_engine, random_bytes, upload
 from tests.faults import CutReply, FaultProxy, Rule
+from tests.programs import needed_program
 from tests.servers import BucketFactory, S3Server, s3_client
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +41,7 @@ async def retrieve(config: EngineConfig, *, as_files: bool) -> RetrieveReport:
 async def run(
     tmp_path: Path, script: str, *arguments: str, path: str | None = None
 ) -> subprocess.CompletedProcess[bytes]:
+    needed_program("curl")
     (tmp_path / "get.sh").write_text(script, encoding="utf-8")
     environ = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     environ |= {"DOWNLOAD_PAUSE": "0", "LC_ALL": "C.UTF-8"}
@@ -154,7 +156,7 @@ async def test_links_are_never_among_the_arguments_of_a_program(
     report = await retrieve(config, as_files=False)
     programs = tmp_path / "bin"
     programs.mkdir()
-    curl = shutil.which("curl")
+    curl = needed_program("curl")
     (programs / "curl").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>"{tmp_path}/arguments"\nexec {curl} "$@"\n')
     (programs / "curl").chmod(0o755)
     done = await run(tmp_path, report.script, "folder", path=f"{programs}:{os.environ['PATH']}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from mover.streams.durable import (
     rename_file,
     write_file_durably,
 )
+from tests.programs import needed_program
 
 _KILLED_AT_LINE = """
 import os, signal, sys
@@ -60,9 +60,7 @@ def test_a_kill_at_any_line_leaves_the_old_content_or_the_new_one(tmp_path: Path
 
 
 def test_the_kernel_sees_write_sync_rename_sync_folder_in_this_order(tmp_path: Path) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed")
+    strace = needed_program("strace")
     code = (
         "import sys,pathlib;from mover.streams.durable import write_file_durably as w;w(pathlib.Path(sys.argv[1]),b'x')"
     )
