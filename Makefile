@@ -32,14 +32,19 @@ demo: $(STAMP) ## archive, verify and retrieve a folder with everything embedded
 flows: $(STAMP) ## archive and retrieve a dataset through Prefect and a catalogue, all on this machine (ARGS=--keep: look around)
 	$(BIN)/python -m tests.flows_demo $(ARGS)
 
-# Everything on this machine; PRODUCTION=1 takes .env alone.
-COMPOSE = SOURCE_REVISION=$$(git rev-parse --short HEAD 2>/dev/null) docker compose --env-file .env $(if $(PRODUCTION),,--env-file .development.env)
+# Everything on this machine; PRODUCTION=1 takes .env alone. COMPOSE_ENV_FILES, which compose knows as well: other files.
+comma := ,
+COMPOSE_ENV_FILES ?= .env$(if $(PRODUCTION),,$(comma).development.env)
+COMPOSE = SOURCE_REVISION=$$(git rev-parse --short HEAD 2>/dev/null) docker compose \
+	$(addprefix --env-file ,$(subst $(comma), ,$(COMPOSE_ENV_FILES)))
+# What is being developed is not what the image was made of; a release has a tag of its own, and comes from a registry perhaps.
+BUILD = $(if $(findstring .development.env,$(COMPOSE_ENV_FILES)),--build)
 
 secrets: ## create the secrets of the deployment that are missing, in .secrets
-	@docker/make-secrets
+	@COMPOSE_ENV_FILES='$(COMPOSE_ENV_FILES)' docker/make-secrets
 
 up: secrets ## start the deployment: containers, configuration, workers, flows (PRODUCTION=1: with .env alone)
-	$(COMPOSE) up -d
+	$(COMPOSE) up -d $(BUILD)
 	$(COMPOSE) run --rm prefect-config
 	$(COMPOSE) up -d prefect-archival-worker
 	$(COMPOSE) up -d prefect-retrieval-worker

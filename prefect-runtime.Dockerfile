@@ -22,9 +22,18 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 COPY pyproject.toml README.md LICENSE ./
 COPY mover mover
 COPY flows flows
-# The source stays where it is: flow runs name it by its path, and there is one copy of each module.
+COPY prefect.yaml ./
+COPY docker/job-templates docker/job-templates
+# The source stays where it is: flow runs name it by its path, and there is one copy of each module. Its modes are those of
+# the clone, which depend on the umask.
 RUN uv pip install --quiet --no-deps --no-build-isolation --editable . \
- && python3 -m compileall -q mover flows && rm -rf ./*.egg-info/SOURCES.txt build
+ && python3 -m compileall -q mover flows && rm -rf ./*.egg-info/SOURCES.txt build \
+ && chmod -R u=rwX,go=rX .
+
+FROM packages AS scicat-stand-in-source
+COPY tests/__init__.py tests/
+COPY tests/scicat_fake tests/scicat_fake
+RUN chmod -R u=rwX,go=rX tests
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG MOVER_UID=1000
@@ -43,8 +52,6 @@ RUN groupadd --non-unique --gid "${MOVER_GID}" mover \
  && install -d -o mover -g mover -m 0755 /tmp/scratch /tmp/LTS
 COPY --from=packages /opt/mover /opt/mover
 COPY --from=packages /srv/mover /srv/mover
-COPY prefect.yaml /srv/mover/
-COPY docker/job-templates /srv/mover/docker/job-templates
 COPY --chmod=0755 docker/entrypoint.sh /usr/local/bin/entrypoint
 ENV PATH=/opt/mover/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
@@ -58,8 +65,7 @@ CMD ["mover", "--help"]
 
 # For development: a catalogue to try a deployment with.
 FROM runtime AS scicat-stand-in
-COPY tests/__init__.py tests/
-COPY tests/scicat_fake tests/scicat_fake
+COPY --from=scicat-stand-in-source /srv/mover/tests tests
 CMD ["python", "-m", "tests.scicat_fake", "--help"]
 
 # What is built without --target.

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.settings import read_settings
@@ -23,7 +24,11 @@ def new_dataset_id() -> str:
     return f"20.500.11935/trial-{uuid.uuid4()}"
 
 
-@flow(name="create_test_dataset", persist_result=False)
+def _run_name() -> str:
+    return f"create {flow_run.parameters.get('dataset_id') or 'a test dataset'}"
+
+
+@flow(name="create_test_dataset", flow_run_name=_run_name, persist_result=False)
 async def create_test_dataset(
     dataset_id: str | None = None,
     file_count: int = 20,

@@ -23,7 +23,7 @@ from mover.wiring import scicat_access
 __all__ = ["end_to_end_test"]
 
 
-@flow(name="end_to_end_test", persist_result=False)
+@flow(name="end_to_end_test", flow_run_name="end-to-end test", persist_result=False)
 async def end_to_end_test(
     file_count: int = 20,
     file_kib: int = 256,

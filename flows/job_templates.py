@@ -71,6 +71,16 @@ _CONTAINER: Final = {
     "tmpfs": {"/tmp": _TMPFS_OPTIONS},  # noqa: S108
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges:true"],
+    # Not among the volumes, where the mode "nocopy" would be taken for a part of the path. The worker mounts it first,
+    # and so decides whether it takes over what the image has there.
+    "mounts": [
+        {
+            "Type": "volume",
+            "Source": "${RUNTIME_LTS_VOLUME}",
+            "Target": "/tmp/LTS",  # noqa: S108
+            "VolumeOptions": {"NoCopy": True},
+        },
+    ],
     "init": True,
     "pids_limit": 512,
     "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
@@ -95,7 +105,7 @@ _VARIABLES: Final[dict[str, Any]] = {
     "name": {"title": "Name", "type": "string", "description": "Name of the container."},
     "image": {"title": "Image", "type": "string", "description": "Image of the container."},
     "networks": {**_TEXTS, "title": "Networks", "description": "Networks that the container joins."},
-    "volumes": {**_TEXTS, "title": "Volumes", "description": "Volumes, as name:/path[:ro]."},
+    "volumes": {**_TEXTS, "title": "Volumes", "description": "Volumes beside the LTS, as name:/path[:ro]."},
 }
 
 

@@ -101,9 +101,9 @@ class Deployment:
         return done
 
     def clone(self) -> None:
-        """The last commit, as a facility gets it."""
+        """The last commit, as a facility gets it whose umask keeps files from others."""
         clone = ["git", "clone", "--quiet", "--no-hardlinks", str(_ROOT), str(self.folder)]
-        subprocess.run(clone, check=True, timeout=120)
+        subprocess.run(clone, check=True, timeout=120, umask=0o077)
 
     def make_secrets(self) -> None:
         """``make secrets``."""

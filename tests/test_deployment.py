@@ -6,20 +6,21 @@ import base64
 import json
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import msgspec
 import pytest
+from playwright.sync_api import Browser
 
 from mover.model import archive_id
 from tests.deployment_moves import Facility
+from tests.deployment_witness import Witness, processes
 from tests.deployments import BOTH, Deployment, docker
 from tests.flow_world import until
 from tests.servers import object_keys, s3_client
@@ -29,57 +30,8 @@ pytestmark = [pytest.mark.docker]
 _LIMIT_S = 600.0
 _STEPS = {"create", "archive-job", "retrieve-job"}  # of the end-to-end test, each in a container of its own
 _MAY_BE_ROOT = ("docker-proxy",)  # who may use the engine's socket; without any capability
-_SECRETS = ("postgrespass", "prefectauth", "miniopass", "scicatpass", "movertoken")
-
-
-class Runtime(msgspec.Struct):
-    """A runtime container as the engine showed it while it was there."""
-
-    facts: dict[str, Any]
-    processes: list[tuple[int, str]]
-    """User and command line of each process."""
-
-
-class Witness:
-    """Looks at every runtime container that starts while the block runs."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        label = f"label=org.mover.runtime={deployment.project}"
-        self._command = ["docker", "events", "--filter", label, "--filter", "type=container", "--format", "{{json .}}"]
-        self.events: list[dict[str, Any]] = []
-        self.found: list[Runtime] = []
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
-        self._thread = threading.Thread(target=self._follow)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._thread.join()
-        if self._process.stdout:
-            self._process.stdout.close()
-
-    def _follow(self) -> None:
-        for line in self._process.stdout or ():
-            event = json.loads(line)
-            self.events.append(event)
-            if event["Action"] == "start":
-                facts = docker("inspect", event["id"], check=False)
-                self.found += [Runtime(fact, processes(event["id"])) for fact in json.loads(facts or "[]")]
-
-    def ended(self) -> dict[str, str]:
-        """Exit codes of the containers that ended, by name."""
-        deaths = [event["Actor"]["Attributes"] for event in self.events if event["Action"] == "die"]
-        return {death["name"]: death["exitCode"] for death in deaths}
-
-
-def processes(container: str) -> list[tuple[int, str]]:
-    """User and command line of each process of a running container."""
-    lines = docker("top", container, "-eo", "uid,pid,args", check=False).splitlines()[1:]
-    return [(int(line.split(maxsplit=2)[0]), line.split(maxsplit=2)[2]) for line in lines]
+_SECRETS = ("postgrespass", "prefectauth", "miniopass", "scicatpass", "scicattrigger")
+_OF_OTHERS = {"postgres"}  # services that know no release of this project
 
 
 class Trial(msgspec.Struct):
@@ -221,6 +173,9 @@ def texts_to_search(deployment: Deployment, trial: Trial) -> Iterator[tuple[str,
 
 def test_no_secret_shows_anywhere(docker_deployment: Deployment, trial: Trial) -> None:
     secrets = {name: docker_deployment.secret(name).rpartition(":")[2] for name in _SECRETS}
+    tokens = [line.split(":") for line in docker_deployment.secret("movertoken").splitlines()]
+    secrets |= {f"token of {name}": token for name, _, token in tokens}
+    assert (len(secrets), min(map(len, secrets.values())) >= 32) == (len(_SECRETS) + len(tokens), True)
     login = docker_deployment.secret("prefectauth")
     secrets["basic authentication"] = base64.b64encode(login.encode()).decode()
     found = [
@@ -262,6 +217,21 @@ def test_the_ui_is_served_with_its_scripts(docker_deployment: Deployment) -> Non
     assert httpx.get(docker_deployment.url, follow_redirects=True).url.path == "/prefect-ui/dashboard"
 
 
+def test_the_ui_asks_for_the_secret_and_shows_the_runs_of_the_trial(
+    docker_deployment: Deployment, trial: Trial, chromium: Browser, tmp_path: Path
+) -> None:
+    body = {"flow_runs": {"name": {"like_": "archive job"}, "start_time": {"after_": trial.began_at}}}
+    name = docker_deployment.api("POST", "/flow_runs/filter", body)[0]["name"]
+    page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{docker_deployment.url}/prefect-ui/dashboard")
+    page.locator("input[type=password]").fill(docker_deployment.secret("prefectauth"))
+    page.keyboard.press("Enter")
+    page.get_by_text("archival-docker-workpool").first.wait_for()  # of the dashboard
+    page.goto(f"{docker_deployment.url}/prefect-ui/runs")
+    page.get_by_text(name, exact=True).first.wait_for()
+    page.screenshot(path=tmp_path / "runs.png")
+
+
 def test_the_docker_proxy_refuses_what_workers_do_not_need(docker_deployment: Deployment) -> None:
     worker = docker_deployment.container("prefect-archival-worker")
     ask = (
@@ -295,10 +265,10 @@ def test_the_configuration_is_valid(docker_deployment: Deployment, env_files: Se
 
 
 def test_a_missing_variable_stops_compose_with_its_name(docker_deployment: Deployment, tmp_path: Path) -> None:
-    text = (docker_deployment.folder / "compose.yaml").read_text(encoding="utf-8")
-    required = sorted(set(re.findall(r"\$\{(\w+):\?", text)))
-    assert len(required) > 20
     lines = (docker_deployment.folder / ".env").read_text(encoding="utf-8").splitlines()
+    required = [line.partition("=")[0] for line in lines if re.match(r"[A-Z]", line)]
+    assert {"COMPOSE_PROFILES", "LTS_VOLUME_MODE", "SCRATCH_FOLDER"} <= set(required)
+    assert len(required) > 30
     plain = {name: value for name, value in docker_deployment.environ.items() if name in {"PATH", "HOME"}}
     unnamed = []
     for name in required:
@@ -316,6 +286,43 @@ def test_a_missing_variable_stops_compose_with_its_name(docker_deployment: Deplo
 def test_the_configuration_finds_nothing_to_change_a_second_time(docker_deployment: Deployment) -> None:
     done = docker_deployment.compose("run", "--rm", "prefect-config", "--check", check=False)
     assert (done.returncode, done.stdout.splitlines()[-1].split(",")[0]) == (0, "0 to change")
+
+
+# ------------------------------------------------------------------------------------------------ what a change reaches
+def test_a_release_recreates_every_container_of_its_own(docker_deployment: Deployment) -> None:
+    def hashes(environ: dict[str, str]) -> set[str]:
+        return set(docker_deployment.compose("config", "--hash", "*", environ=environ).stdout.splitlines())
+
+    same = hashes({}) & hashes({"MOVER_TAG": "next"})
+    assert {line.split()[0] for line in same} == _OF_OTHERS
+
+
+def test_bringing_it_up_again_recreates_nothing(docker_deployment: Deployment) -> None:
+    services = [item["Service"] for item in docker_deployment.listed() if item["Health"]]
+    before = {service: docker_deployment.container(service) for service in services}
+    for words in ((), ("prefect-archival-worker",), ("prefect-retrieval-worker",)):
+        docker_deployment.compose("up", "-d", *words)
+    assert {service: docker_deployment.container(service) for service in services} == before
+
+
+def test_the_proxy_follows_its_file_as_git_replaces_it(docker_deployment: Deployment) -> None:
+    file = docker_deployment.folder / "docker" / "Caddyfile"
+    before = file.read_text(encoding="utf-8")
+
+    def replace(text: str) -> None:
+        new = file.with_suffix(".new")
+        new.write_text(text, encoding="utf-8")
+        new.chmod(0o644)
+        new.rename(file)
+
+    def said() -> str:
+        return httpx.get(f"{docker_deployment.url}/elsewhere").text
+
+    assert said() == "not found"
+    replace(before.replace('"not found"', '"not here"'))
+    until(lambda: said() == "not here", 15, "the new file")
+    replace(before)
+    until(lambda: said() == "not found", 15, "the old file")
 
 
 # ------------------------------------------------------------------------------------------------------- what it keeps

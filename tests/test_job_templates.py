@@ -15,11 +15,16 @@ from flows.job_templates import FOLDER, TEMPLATES, TemplateName, job_template, m
 from mover.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-ENVIRON = {"RUNTIME_PROJECT": "archive", "RUNTIME_MEMORY": "3g", "RUNTIME_USER": "4242:4243"}
+ENVIRON = {
+    "RUNTIME_PROJECT": "archive",
+    "RUNTIME_MEMORY": "3g",
+    "RUNTIME_USER": "4242:4243",
+    "RUNTIME_LTS_VOLUME": "archive_lts",
+}
 JOB = {
     "image": "registry.example.org/mover:1",
     "networks": ["runtime"],
-    "volumes": ["lts:/tmp/LTS"],
+    "volumes": ["scratch:/tmp/scratch"],
     "env": {"SCICAT_ENDPOINT": "http://scicat"},
 }
 GREEDY = {
@@ -29,7 +34,7 @@ GREEDY = {
     "image_pull_policy": "Always",
     "network_mode": "host",
     "labels": {"com.docker.compose.project": "other"},
-    "container_create_kwargs": {"user": "0:0", "cap_add": ["SYS_ADMIN"], "read_only": False},
+    "container_create_kwargs": {"user": "0:0", "cap_add": ["SYS_ADMIN"], "read_only": False, "mounts": []},
     "container_create_kwargs.user": "0:0",
     "user": "0:0",
     "job_configuration": {"privileged": True},
@@ -96,7 +101,7 @@ async def test_a_worker_understands_every_field(name: TemplateName) -> None:
     job = await _job(name, JOB)
     assert job.image == JOB["image"]
     assert job.networks == ["runtime"]
-    assert job.volumes == ["lts:/tmp/LTS"]
+    assert job.volumes == ["scratch:/tmp/scratch"]
     assert job.mem_limit == job.memswap_limit == "3g"
     assert job.env["SCICAT_ENDPOINT"] == "http://scicat"
     assert job.env["PREFECT_API_AUTH_STRING"] == ""

@@ -38,7 +38,7 @@ def _owner(user: int, group: int) -> str:
 
 
 def _run(project: Path, environ: Mapping[str, str] | None = None, *, user: int | None = None) -> tuple[int, str, str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("MOVER_")}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MOVER_", "COMPOSE_"))}
     done = subprocess.run(
         [str(project / "docker" / "make-secrets")],
         check=False,
@@ -134,6 +134,60 @@ def test_the_last_owner_of_the_file_counts_and_the_environment_beats_it(project:
     (project / ".env").write_text(_owner(user + 1, group + 1), encoding="utf-8")
     assert _run(project, {"MOVER_UID": str(user), "MOVER_GID": str(group)})[0] == 0
     assert {(path.stat().st_uid, path.stat().st_gid) for path in (project / ".secrets").iterdir()} == {(user, group)}
+
+
+def test_files_with_own_values_are_named_by_the_variable_of_compose(project: Path) -> None:
+    (project / ".env").write_text(_owner(os.getuid() + 1, os.getgid() + 1), encoding="utf-8")
+    (project / "own.env").write_text(_owner(os.getuid(), os.getgid()), encoding="utf-8")
+    assert _run(project, {"COMPOSE_ENV_FILES": ".env,own.env"})[0] == 0
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in (project / ".secrets").iterdir()} == {
+        (os.getuid(), os.getgid())
+    }
+
+
+def test_a_secret_that_was_written_by_hand_is_closed_to_others(project: Path) -> None:
+    (project / ".secrets").mkdir()
+    by_hand = project / ".secrets" / "githubpass.txt"
+    by_hand.write_text("token", encoding="utf-8")
+    by_hand.chmod(0o644)
+    assert _run(project)[0] == 0
+    assert (_mode(by_hand), by_hand.read_text(encoding="utf-8")) == (0o600, "token")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "has no line for SciCat's trigger"),
+        ("scicat:operate:of-the-day-before-yesterday\n", "still lets SciCat's trigger in with another token"),
+        ("scicat:operate:{}\nscicat:operate:of-the-day-before-yesterday\n", "still lets SciCat's trigger in"),
+        (" scicat : operate : {}\n", ""),
+    ],
+)
+def test_a_token_of_the_trigger_that_is_no_longer_its_password_is_told_and_left(
+    project: Path, line: str, said: str
+) -> None:
+    assert _run(project)[0] == 0
+    file = project / ".secrets" / "movertoken.txt"
+    trigger = (project / ".secrets" / "scicattrigger.txt").read_text(encoding="utf-8").strip()
+    text = f"admin:operate:of-an-administrator\n{line.format(trigger)}"
+    file.write_text(text, encoding="utf-8")
+    code, _, err = _run(project)
+    assert (code, file.read_text(encoding="utf-8")) == (0, text)
+    assert said in err if said else err == ""
+    assert trigger not in err
+    assert "yesterday" not in err
+
+
+def test_what_a_umask_closed_of_the_folder_docker_is_opened(project: Path) -> None:
+    folder, file = project / "docker" / "job-templates", project / "docker" / "job-templates" / "production.json"
+    folder.mkdir(mode=0o700)
+    file.touch(mode=0o600)
+    (project / "docker").chmod(0o700)
+    code, out, err = _run(project)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "opened   docker/  (the containers read it)"
+    assert [_mode(path) & 0o055 for path in (project / "docker", folder, file)] == [0o055, 0o055, 0o044]
+    assert "opened" not in _run(project)[1]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may give files away")

@@ -52,7 +52,12 @@ async def _clear(client: PrefectClient) -> None:
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
     """What the containers have, with work pools of the template for production."""
-    values = {"RUNTIME_PROJECT": "mover", "RUNTIME_MEMORY": "2g", "RUNTIME_USER": "1000:1000"}
+    values = {
+        "RUNTIME_PROJECT": "mover",
+        "RUNTIME_MEMORY": "2g",
+        "RUNTIME_USER": "1000:1000",
+        "RUNTIME_LTS_VOLUME": "mover_lts-share",
+    }
     for name in SECRET_BLOCKS:
         path = tmp_path / name.lower()
         path.write_text("s3cret", encoding="utf-8")
