@@ -148,7 +148,7 @@ class Work:
                     item = self._queue.pick(lane)
                     if item is None:
                         break
-                    item.live, item.scope = Live(self._ledger.now_ms), anyio.CancelScope()
+                    item.begin(self._ledger.now_ms)
                     self.in_work[item.dataset_id] = item
                     self._has_work.set()
                     self._start(self._attempt, item)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import anyio
 
-from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError
+from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError, NotRecalledError
 from mover.model import Evidence, EvidenceLevel, Manifest, SourceChecksum, Stage, dataset_folder
 from mover.parts import Parts, read_manifests
 from mover.policies.names import check_dataset_id
@@ -31,7 +31,8 @@ async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> V
     Raises:
         DatasetNotFoundError: the dataset has no manifests.
         LayoutMismatchError, DigestMismatchError: a datablock is not what its manifest proves.
-        LtsError: a datablock cannot be read, or a file is not on tape though ``recalled`` was asked for.
+        LtsError: a datablock cannot be read.
+        NotRecalledError: it is on disk, though ``recalled`` was asked for.
     """
     began = anyio.current_time()
     check_dataset_id(dataset_id)
@@ -100,7 +101,7 @@ async def _verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest,
     if evidence.digest != manifest.digest:
         raise DigestMismatchError(name, ALGORITHM, manifest.digest, evidence.digest, "the LTS")
     if level == "recalled" and evidence.level is not EvidenceLevel.RECALLED:
-        raise LtsError("verify", name, "its bytes agree, but it was on disk: this proves nothing about the tape")
+        raise NotRecalledError(name)
     counters = ByteCounters(lts_read_bytes=manifest.size_bytes)
     return _report(manifest, name, evidence.level, began - queued, anyio.current_time() - began, counters)
 
