@@ -88,9 +88,9 @@ class JobService:
         async with Store.open(config.folder) as store:
             ledger = Ledger(store, EventHub(), clock)
             plain = EngineRunner(engine, config.report_limit_bytes)
-            told = (
-                CatalogueRunner(engine, catalogue, plain.pack, _waits(progress), store, ledger) if catalogue else None
-            )
+            told = None
+            if catalogue is not None:
+                told = CatalogueRunner(engine, catalogue, plain.pack, _waits(progress), store, ledger, config.retry)
             work = Work(ledger, _rules(config, rng, engine), runner or plain, told)
             service = cls(engine, config, store, ledger, work)
             await service._take_up()

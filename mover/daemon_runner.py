@@ -20,7 +20,7 @@ from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
 from mover.policies.space import SpaceReading
 
-__all__ = ["EngineRunner", "Result", "Runner", "after_error", "failure_of"]
+__all__ = ["EngineRunner", "Result", "Runner", "after_error", "failure_of", "is_tried_again"]
 
 _SPACE_S: Final = 5.0
 _SHORTEST_BUSY_S: Final = 2.0
@@ -92,11 +92,21 @@ def after_error(
             return _waiting(f"in use by {leaf.holder}", now_ms, pause_s, item.row.failures)
         return {"state": "failed", "reason": failure.message, "failure": failure, "retry_ms": 0}
     item.busy_since_ms = 0
-    failures = 1 if item.live is not None and item.live.advanced else item.row.failures + 1
+    failures = _failures_in_a_row(item)
     retry_s = delay_s(policy, failures, leaf, rng)
     if retry_s is not None:
         return _waiting(failure.message, now_ms, retry_s, failures)
     return {"state": "failed", "reason": failure.message, "failure": failure, "failures": failures, "retry_ms": 0}
+
+
+def is_tried_again(item: Item, error: MoverError, policy: RetryPolicy) -> bool:
+    """What ``after_error`` decides about a failure that is no run elsewhere."""
+    return delay_s(policy, _failures_in_a_row(item), error, lambda: 0.0) is not None
+
+
+def _failures_in_a_row(item: Item) -> int:
+    """This one included."""
+    return 1 if item.live is not None and item.live.advanced else item.row.failures + 1
 
 
 def _waiting(reason: str, now_ms: int, pause_s: float, failures: int) -> dict[str, Any]:
