@@ -41,7 +41,6 @@ __all__ = [
     "MoverError",
     "NotEnoughSpaceError",
     "NotOpenError",
-    "NotRecalledError",
     "ObjectAccessError",
     "ObjectChangedError",
     "ObjectMissingError",
@@ -410,15 +409,6 @@ class WriteOnceError(LtsError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__("write", path, f"the mount is write-once: {reason}")
-
-
-class NotRecalledError(LtsError):
-    """A datablock was on disk, though the proof was to be read from tape: reading it again proves no more."""
-
-    retryable = False
-
-    def __init__(self, name: str) -> None:
-        super().__init__("verify", name, "its bytes agree, but it was on disk: this proves nothing about the tape")
 
 
 class RecallTimeoutError(LtsError):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import anyio
 
-from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError, NotRecalledError
+from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError
 from mover.model import Evidence, EvidenceLevel, Manifest, SourceChecksum, Stage, dataset_folder
 from mover.parts import Parts, read_manifests
 from mover.policies.names import check_dataset_id
@@ -19,10 +19,26 @@ from mover.streams.units import WindowKey
 from mover.tasks import open_task_group
 from mover.verify import ReadBackResult, raise_breaks
 
-__all__ = ["VerifyLevel", "committed_manifests", "expected_checksums", "expected_windows", "verify_dataset"]
+__all__ = [
+    "NotRecalledError",
+    "VerifyLevel",
+    "committed_manifests",
+    "expected_checksums",
+    "expected_windows",
+    "verify_dataset",
+]
 
 VerifyLevel = Literal["written", "read-back", "recalled"]
 """``written``: sizes only, no byte is read; ``read-back``: every byte; ``recalled``: as that, from tape."""
+
+
+class NotRecalledError(LtsError):
+    """A datablock was on disk, though the proof was to be read from tape: reading it again proves no more."""
+
+    retryable = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__("verify", name, "its bytes agree, but it was on disk: this proves nothing about the tape")
 
 
 async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> VerifyReport:
