@@ -35,7 +35,7 @@ from mover.jobs_result import archived_outcome, retrieved_outcome
 from mover.policies.busy import while_busy
 from mover.reports import ArchiveReport, RetrieveReport
 
-__all__ = ["DatasetEngine", "DatasetResult", "JobRunner", "merged_datasets", "tell", "update_job"]
+__all__ = ["DatasetEngine", "DatasetResult", "JobRunner", "Passes", "merged_datasets", "tell", "update_job"]
 
 R = TypeVar("R", ArchiveReport, RetrieveReport)
 Passes = Callable[[MoverError], bool]

@@ -233,7 +233,10 @@ async def test_tokens_decide_who_reads_and_who_operates(config: EngineConfig) ->
         wrong = await nobody.get("/v1/jobs", headers={"Authorization": f"Bearer {OPERATOR}x"})
         assert OPERATOR not in wrong.text
         assert wrong.status_code == 401
-        cookie = {"Cookie": f"other=1; mover_token={OPERATOR}"}
+        assert (await nobody.get("/v1/jobs", headers={"Cookie": f"mover_token={OPERATOR}"})).status_code == 401
+        session = (await nobody.post("/login", data={"token": OPERATOR})).cookies["mover_token"]
+        nobody.cookies.clear()
+        cookie = {"Cookie": f"other=1; mover_token={session}"}
         assert (await nobody.get("/v1/jobs", headers=cookie)).status_code == 200
         assert (await nobody.delete(f"/v1/jobs/{job['id']}", headers=cookie)).status_code == 401
         basic = httpx.BasicAuth("scicat", OPERATOR)
