@@ -20,6 +20,7 @@ pytest_plugins = [
     "tests.servers",
     "tests.flow_world",
     "tests.deployments",
+    "tests.browsers",
 ]
 
 _MOVER = str(Path(mover.__file__).parent) + os.sep
