@@ -233,7 +233,8 @@ def _order(properties: _Document, kind: str, options: tuple[str, ...]) -> _Docum
     fields = msgspec.json.schema_components((JobOptions,), ref_template=_REF)[1]["JobOptions"]["properties"]
     pid = {"type": "string", "pattern": _PID, "minLength": 1, "maxLength": MAX_DATASET_ID_BYTES, "title": "PID"}
     if "files" in options:
-        fields["files"] = {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": _FILE}}
+        path = {"pattern": _FILE} | fields["files"]["items"]
+        fields["files"] = {"type": "array", "minItems": 1, "maxItems": 10_000, "items": path}
     own = {name: field if name in options else {"const": field["default"]} for name, field in fields.items()}
     return {
         "type": "object",

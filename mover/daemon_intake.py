@@ -14,7 +14,7 @@ import msgspec
 from mover.api import JobOrder, JobView
 from mover.daemon_ids import JobIds
 from mover.daemon_job_words import JobServiceConfig
-from mover.daemon_ledger import Ledger
+from mover.daemon_ledger import Ledger, file_entries
 from mover.daemon_store import Store
 from mover.daemon_store_rows import find_key, insert_job, read_newest_id
 from mover.daemon_store_schema import ItemRow, JobRow, NewJob
@@ -48,7 +48,7 @@ class Intake:
             raise ConfigError("SCICAT_ENDPOINT", "", "the address of a catalogue, for its jobs")
         dataset_ids = tuple(dict.fromkeys(order.dataset_ids))
         digest = hashlib.sha256(msgspec.json.encode((order, catalogue_job))).digest()
-        entries = len(dataset_ids) + len(order.options.files)
+        entries = len(dataset_ids) + file_entries(order.options)
         if not self.open or not self._fits(entries):
             known = await self._store.read(partial(find_key, caller=owner, key=key, digest=digest))
             if known:

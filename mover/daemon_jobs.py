@@ -150,7 +150,10 @@ class JobService:
     ) -> JobPage:
         """Jobs, newest first, without changes and reports.
 
-        A page has up to ``limit`` jobs, fewer when they come to more than 10,000 datasets.  Raises JournalError.
+        A page has up to ``limit`` jobs, fewer when they come to more than 10,000 datasets or 8 MiB.
+
+        Raises:
+            JournalError: it cannot be read.
         """
         wanted = (("state", state), ("owner", owner), ("dataset_id", dataset_id))
         where = [(name, str(value)) for name, value in wanted if value is not None]

@@ -94,6 +94,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "no value with more than one dataset",
     ),
     ({"kind": "retrieve", "options": {"files": ["../x"]}}, "options.files[0]", '"../x"', "'..' segment"),
+    (
+        {"kind": "retrieve", "options": {"files": ["x", "x" * 4097]}},
+        "options.files[1]",
+        f'"{"x" * 199} ...',
+        "a text, 1 to 4,096 long",
+    ),
 ]
 
 
