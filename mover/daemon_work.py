@@ -18,7 +18,7 @@ from mover.daemon_catalogue_runs import CatalogueRunner
 from mover.daemon_ledger import Entry, Ledger
 from mover.daemon_runner import Result, Runner, after_error, failure_of
 from mover.daemon_store_schema import ItemRow, JobRow
-from mover.daemon_waits import datablock_stem, limit_waits
+from mover.daemon_waits import datablock_stem, is_same_wait, limit_waits
 from mover.errors import ExitCode, MoverError
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.model import Progress
@@ -33,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 _TELL_EVERY_S: Final = 0.125
 _SETTLES_S: Final = 1.0  # a wait that is shorter is no change of state
-_CHANGES: Final = 100  # between waiting and running, of one attempt, that are kept
+_CHANGES: Final = (
+    100  # between waiting and running, of one attempt, that are kept; half as many are of the reason alone
+)
 _LETTING_GO_S: Final = 30.0
 _LONGEST_SLEEP_S: Final = 30.0  # the clock of the host may be set
 _LANES: Final[tuple[str, ...]] = get_args(JobKind)
@@ -261,11 +263,14 @@ class Work:
 
     def _show_wait(self, item: Item, live: Live) -> None:
         reason, now_s = live.waits_for, anyio.current_time()
-        if bool(reason) == (item.row.state == "waiting"):
+        shown = item.row.reason if item.row.state == "waiting" else ""
+        if is_same_wait(reason, shown):
             live.differs_since = None
         elif live.differs_since is None:
             live.differs_since = now_s
-        elif now_s - live.differs_since >= _SETTLES_S and live.changes < _CHANGES:
+        elif now_s - live.differs_since >= _SETTLES_S and live.changes < (
+            _CHANGES // 2 if reason and shown else _CHANGES
+        ):
             live.differs_since, live.changes = None, live.changes + 1
             update = Update(item, {"state": "waiting" if reason else "running", "reason": reason})
             self._start(self._ledger.settle, self._ledger.enter(item.job, [update]))
