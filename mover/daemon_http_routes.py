@@ -167,12 +167,13 @@ async def _follow(
     operation_id="followAll",
     tags=["events"],
     summary="Events of all jobs, from now on",
-    description="Server-sent events without an end; the data of each is a JobEvent.",
+    description=(
+        "Server-sent events without an end; the data of each is a JobEvent. Numbers grow within a job: `Last-Event-ID`"
+        " means nothing here. Whoever comes back is told how what is in work stands; the jobs tell what has changed."
+    ),
 )
-async def _follow_all(
-    service: _Service, streams: _Streams, last_event_id: _LastEventId = "", after: _After = 0
-) -> EventStream:
-    return EventStream(service.all_events(_number(last_event_id, after)), streams)
+async def _follow_all(service: _Service, streams: _Streams) -> EventStream:
+    return EventStream(service.all_events(), streams)
 
 
 def _number(last_event_id: str, after: int) -> int:

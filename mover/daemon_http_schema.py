@@ -60,7 +60,7 @@ _ANSWERS: Final[dict[str, tuple[dict[int, tuple[Any, str]], tuple[int, ...]]]] =
     "getDataset": ({200: (DatasetView, "the dataset")}, (400, 404, 503)),
     "cancelJob": ({200: (JobView, "the job, which has ended")}, (404, 503)),
     "followJob": ({200: (str, "events"), 204: (None, "the job has ended, and all is told")}, (400, 404, 503)),
-    "followAll": ({200: (str, "events")}, (400, 503)),
+    "followAll": ({200: (str, "events")}, (503,)),
     "getLimits": ({200: (LimitsView, "all limits")}, (503,)),
     "setLimits": ({200: (LimitsView, "all limits, changed")}, (*_BODY, 503)),
     "triggerScicatJob": (

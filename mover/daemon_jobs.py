@@ -188,9 +188,12 @@ class JobService:
         """
         return job_events(self._store, self._ledger, job_id, after)
 
-    def all_events(self, after: int = 0) -> AsyncIterator[JobEvent]:
-        """Live events of all jobs, from now on; a reader that is 10,000 changes behind loses the oldest."""
-        return all_events(self._ledger, after)
+    def all_events(self) -> AsyncIterator[JobEvent]:
+        """Live events of all jobs, from now on; a reader that is 10,000 changes behind loses the oldest.
+
+        Their numbers grow within each job, so none of them says where among all events a reader was.
+        """
+        return all_events(self._ledger)
 
     def statistics(self) -> QueueStatistics:
         """The queue now."""

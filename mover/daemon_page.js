@@ -97,7 +97,10 @@
   let pause = SLOW_MS;
   const listen = () => {
     const source = new EventSource("/v1/events");
-    source.addEventListener("open", () => { pause = SLOW_MS; });
+    source.addEventListener("open", () => {
+      pause = SLOW_MS;
+      later(QUICK_MS);  // the stream begins with now: what changed before it is on the page
+    });
     source.addEventListener("progress", move);
     source.addEventListener("state", () => later(QUICK_MS));
     source.addEventListener("end", () => later(QUICK_MS));

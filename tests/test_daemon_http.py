@@ -190,6 +190,24 @@ async def test_events_have_ids_go_on_after_the_last_one_and_end_with_the_job(con
         assert (await read_events(client, f"/v1/jobs/{job.id}/events", "x"))[0] == 400
 
 
+async def test_events_of_all_jobs_begin_with_now_whatever_number_a_reader_comes_back_with(held: Served) -> None:
+    async with browser(held, **{"Last-Event-ID": "9" * 15}) as client:
+        with anyio.fail_after(20):
+            async with client.stream("GET", "/v1/events?after=999999999999999") as stream:
+                job_id = (await client.post("/v1/jobs", json=ORDER)).json()["id"]
+                data = [line async for line in _data(stream, 1)]
+    assert f'"job_id":"{job_id}"' in data[0]
+
+
+async def _data(stream: httpx.Response, count: int) -> AsyncIterator[str]:
+    async for line in stream.aiter_lines():
+        if line.startswith("data: "):
+            yield line
+            count -= 1
+            if not count:
+                return
+
+
 @pytest.mark.slow
 async def test_a_stream_without_news_is_kept_alive_and_ended_when_the_daemon_stops(held: Served) -> None:
     async with browser(held) as client:
