@@ -89,8 +89,16 @@ class _Daemon:
         lts = LtsProbe(settings.lts_storage_root, self._folder, settings.lts_free_space_percentage)
         watchdog = LoopWatchdog(self._notifier)
         async with AsyncExitStack() as stack:
-            opening = open_probes(config, lts, self._folder, scicat=self._scicat, prefect_url=self._prefect_url)
-            probes = await stack.enter_async_context(opening)
+            probes = await stack.enter_async_context(
+                open_probes(
+                    config,
+                    lts,
+                    self._folder,
+                    scicat=self._scicat,
+                    prefect_url=self._prefect_url,
+                    prefect_auth=self._prefect_auth,
+                )
+            )
             probes.append(Probe("journal", self._look_at_journal))
             health = HealthMonitor(probes, secrets=_secrets(settings))
             self._view = DaemonView(health, lts, watchdog.state)
