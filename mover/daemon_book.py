@@ -145,7 +145,8 @@ class Update(msgspec.Struct, frozen=True):
 class Job:
     """An unfinished job. ``items``: its unfinished datasets by position; ``states``: how many of all are in each.
 
-    ``open_end``: it has something to do after its last dataset, so its end comes by itself.
+    ``open_end``: it has something to do after its last dataset, so its end comes by itself. ``begun``: work on one of
+    its datasets was, ever.
     """
 
     def __init__(
@@ -156,9 +157,11 @@ class Job:
         self._tally = tally
         self.states: Counter[JobState] = Counter()
         self.items: dict[int, Item] = {}
+        self.begun = False
         self.unwritten = 0  # changes that are on their way to the journal
         for arrival, item in enumerate(rows, first_arrival):
             self.states[item.state] += 1
+            self.begun = self.begun or item.attempt > 0
             if not is_final(item.state):
                 tally.move(row.owner, None, item.state)
                 self.items[item.position] = Item(self, item, arrival)
@@ -194,6 +197,7 @@ class Job:
         """The dataset's new row and the one before."""
         item, before = update.item, update.item.row
         item.row = row = msgspec.structs.replace(before, **update.fields, number=self.row.last_number)
+        self.begun = self.begun or row.attempt > 0
         self._tally.move(self.row.owner, before.state, row.state)
         self.states[before.state] -= 1
         self.states[row.state] += 1

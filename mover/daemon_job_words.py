@@ -54,8 +54,8 @@ class WorkView(msgspec.Struct, frozen=True):
 class QueueStatistics(msgspec.Struct, frozen=True):
     """The queue now, and what happened since the service was opened.
 
-    Numbers of datasets, but for ``jobs`` and ``accepted``. ``oldest_age_s``: since the oldest job with datasets that
-    were never begun was accepted; 0 when there is none. ``ended``: datasets by (kind, final state). ``retries``:
+    Numbers of datasets, but for ``jobs`` and ``accepted``. ``oldest_age_s``: since the oldest job of which no
+    dataset was ever begun was accepted; 0 when there is none. ``ended``: datasets by (kind, final state). ``retries``:
     failures that are tried again, by the error's kind. ``journal_error``: why the last write failed, else ''.
     """
 

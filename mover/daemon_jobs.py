@@ -202,7 +202,8 @@ class JobService:
             OwnerStatistics(owner, counts["queued"], counts["waiting"], counts["running"])
             for owner, counts in sorted(ledger.tally.owners.items())
         )
-        oldest = next((job.row.accepted_ms for job in ledger.jobs.values() if job.states["queued"]), ledger.now_ms)
+        not_begun = (job.row.accepted_ms for job in ledger.jobs.values() if job.items and not job.begun)
+        oldest = next(not_begun, ledger.now_ms)
         return QueueStatistics(
             jobs=len(ledger.jobs),
             queued=sum(owner.queued for owner in owners),

@@ -199,7 +199,7 @@ def _queue(queue: QueueStatistics | None) -> str:
         rows.append(f'<tr><td colspan="4" class="soft">and {len(queue.owners) - _SHOWN_OWNERS:,} more</td></tr>')
     small = f"{queue.queued:,} dataset(s) queued, {queue.jobs:,} job(s) not finished"
     if queue.oldest_age_s:
-        small += f", the oldest for {seconds_text(queue.oldest_age_s)}"
+        small += f", the oldest that was not begun for {seconds_text(queue.oldest_age_s)}"
     content = _table("queue", ("owner", "queued>", "waiting>", "running>"), rows)
     return _section("queue", "Queue by owner", content, small=small, width="half")
 
