@@ -139,7 +139,12 @@ async def test_every_part_that_the_script_replaces_has_a_name_of_its_own() -> No
     document = _Document(render_page(_data(_queue((_work(),)), loop=LoopState(0.0, 0.0, 5.0, blocked=1))))
     names = [attributes["id"] for _, attributes in document.elements if "id" in attributes]
     assert len(names) == len(set(names))
-    assert {"head", "main", "who", "state", "rates", "offline", "work", "limits", "space", "queue"} <= set(names)
+    assert {"head", "main", "who", "state", "rates", "offline", "work", "limits", "space", "queue", "uptime"} <= set(
+        names
+    )
+    assert all(
+        str(link.get("id")).startswith("failure-") for link in document.all("a") if "/jobs/" in str(link["href"])
+    )
     for section in document.all("section"):
         assert section["aria-labelledby"] in names
     assert all(item["aria-label"] for item in document.all("progress"))
