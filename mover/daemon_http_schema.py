@@ -203,12 +203,15 @@ def _schemas() -> _Document:
         "oneOf": [{"$ref": _REF.format(name=name)} for name in names]
     }
     schemas["CatalogueOrder"] = {
-        "description": "What a `url` action of SciCat sends: a job of any version, or at least these two fields.",
+        "description": "What a `url` action of SciCat sends: a job of any version, or at least these two fields."
+        " Its state may be missing or null.",
         "type": "object",
         "required": ["id", "type"],
         "properties": {
             "id": {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"},
             "type": {"type": "string", "minLength": 1, "description": "archive and retrieve are taken"},
+            "statusCode": {"type": ["string", "null"], "description": "only jobs that are `jobSubmitted` are begun"},
+            "jobStatusMessage": {"type": ["string", "null"], "description": "the same, in older versions"},
         },
     }
     return schemas
