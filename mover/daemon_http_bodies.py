@@ -18,6 +18,7 @@ __all__ = [
     "OPTIONS_OF_KIND",
     "BodyError",
     "FieldError",
+    "allowed_text",
     "check_order",
     "decode_body",
     "field_error",
@@ -136,7 +137,7 @@ def _explained(message: str, body: bytes, kind: type[Any]) -> tuple[str, tuple[F
     if unknown:
         allowed = "one of the fields " + ", ".join(_properties(kind, path))
         return f"{field} is no field here", (field_error(field, value, allowed),)
-    allowed = _allowed(_schema_at(kind, field)) or said
+    allowed = allowed_text(_schema_at(kind, field)) or said
     if missing:
         return f"{field} is missing", ({"field": field, "value": "", "allowed": allowed},)
     return f"{field or 'the body'}: {said}", (field_error(field, value, allowed),)
@@ -187,10 +188,13 @@ def _properties(kind: type[Any], path: str) -> list[str]:
     return list(_schema_at(kind, path).get("properties", {}))
 
 
-def _allowed(node: dict[str, Any]) -> str:
+def allowed_text(node: dict[str, Any]) -> str:
     """What a schema allows, in words."""
+    if "anyOf" in node:
+        return " or ".join(allowed_text(item) for item in node["anyOf"])
     if "enum" in node:
-        return "one of " + ", ".join(str(item) for item in node["enum"])
+        names = [str(item) or "''" for item in node["enum"]]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     words = {"integer": "a whole number", "string": "a text", "array": "a list", "boolean": "true or false"}
     text = words.get(str(node.get("type")), "an object" if "properties" in node else "")
     bounds = (("minimum", "maximum", ""), ("minLength", "maxLength", " long"), ("minItems", "maxItems", " entries"))
@@ -201,4 +205,4 @@ def _allowed(node: dict[str, Any]) -> str:
                 if high in node
                 else (f", {node[low]:,} or more{unit}")
             )
-    return text
+    return f"{text}, in the form {node['pattern']}" if "pattern" in node else text

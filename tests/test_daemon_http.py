@@ -114,6 +114,30 @@ async def test_what_cannot_be_ordered_is_named_with_its_value_and_what_is_allowe
             assert allowed in problem["errors"][0]["allowed"]
 
 
+REFUSED_PARAMETERS: list[tuple[str, dict[str, str], str, str, str]] = [
+    ("/v1/jobs?state=zz", {}, "state", '"zz"', "cancelled, done, failed, queued, running, waiting"),
+    ("/v1/jobs?limit=0", {}, "limit", '"0"', "a whole number, 1 to 1,000"),
+    (f"/v1/jobs?dataset_id={'x' * 1025}", {}, "dataset_id", f'"{"x" * 199} ...', "0 to 1,024 long"),
+    ("/v1/jobs/x/dataset?dataset_id=", {}, "dataset_id", '""', "1 to 1,024 long"),
+    ("/v1/jobs/x/events?after=-1", {}, "after", '"-1"', "0 to 999,999,999,999,999"),
+    ("/v1/jobs/x/events", {"Last-Event-ID": "x"}, "Last-Event-ID", '"x"', "in the form ^[0-9]"),
+]
+
+
+async def test_a_parameter_that_is_refused_is_named_as_callers_know_it_with_its_value_and_what_is_allowed(
+    held: Served,
+) -> None:
+    async with browser(held) as client:
+        for path, headers, field, value, allowed in REFUSED_PARAMETERS:
+            answer = await client.get(path, headers=headers)
+            (error,) = answer.json()["errors"]
+            assert (answer.status_code, error["field"], error["value"]) == (400, field, value)
+            assert allowed in error["allowed"]
+            assert answer.json()["detail"] == f"{field} is {value}: allowed is {error['allowed']}"
+        answer = await client.post("/v1/jobs", json=ORDER, headers={"Idempotency-Key": "a b"})
+        assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+
+
 async def test_bodies_that_are_too_long_or_no_json_are_refused(held: Served) -> None:
     json = {"Content-Type": "application/json"}
     async with browser(held) as client:
