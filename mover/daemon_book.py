@@ -159,11 +159,15 @@ class Job:
         self.items: dict[int, Item] = {}
         self.begun = False
         self.unwritten = 0  # changes that are on their way to the journal
+        self.take(rows, first_arrival)
+
+    def take(self, rows: Iterable[ItemRow], first_arrival: int) -> None:
+        """Datasets of the job, before it is known to anybody."""
         for arrival, item in enumerate(rows, first_arrival):
             self.states[item.state] += 1
             self.begun = self.begun or item.attempt > 0
             if not is_final(item.state):
-                tally.move(row.owner, None, item.state)
+                self._tally.move(self.row.owner, None, item.state)
                 self.items[item.position] = Item(self, item, arrival)
 
     def next_number(self, now_ms: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -12,6 +12,7 @@ import msgspec
 from mover.api import JobKind, JobOptions, JobOrder
 from mover.errors import HostileNameError
 from mover.policies.names import check_dataset_id, check_path
+from mover.tasks import in_turns
 
 __all__ = [
     "BODY_LIMIT_BYTES",
@@ -91,10 +92,10 @@ def field_error(field: str, value: object, allowed: str) -> FieldError:
     return {"field": field, "value": shown, "allowed": allowed}
 
 
-def check_order(order: JobOrder) -> None:
+async def check_order(order: JobOrder) -> None:
     """Lets an order pass that can mean something.  Raises BodyError, with everything that is wrong."""
     errors = []
-    for error in _order_errors(order):
+    async for error in _order_errors(order):
         errors.append(error)
         if len(errors) == _SHOWN_ERRORS:
             break
@@ -104,8 +105,8 @@ def check_order(order: JobOrder) -> None:
         raise BodyError(detail, tuple(errors))
 
 
-def _order_errors(order: JobOrder) -> Iterator[FieldError]:
-    for index, dataset_id in enumerate(order.dataset_ids):
+async def _order_errors(order: JobOrder) -> AsyncIterator[FieldError]:
+    async for index, dataset_id in in_turns(enumerate(order.dataset_ids)):
         try:
             check_dataset_id(dataset_id)
         except HostileNameError as error:
@@ -119,7 +120,7 @@ def _order_errors(order: JobOrder) -> Iterator[FieldError]:
             yield field_error(f"options.{name}", value, f"no value with kind {order.kind!r}, only with {homes[0]!r}")
     if order.options.files and len(order.dataset_ids) > 1:
         yield field_error("options.files", order.options.files, "no value with more than one dataset")
-    for index, path in enumerate(order.options.files):
+    async for index, path in in_turns(enumerate(order.options.files)):
         try:
             check_path(path.removesuffix("/"))
         except HostileNameError as error:

@@ -86,7 +86,7 @@ def idempotency_key(given: str) -> str:
 )
 async def _submit(request: _Ask, service: _Service, idempotency_key_: _Key = "") -> Response[bytes]:
     order = await body_of(request, JobOrder)
-    check_order(order)
+    await check_order(order)
     key = idempotency_key(idempotency_key_)
     job, new = await service.submit(order, owner=caller_of(request).name, key=key)
     return json_response(job, 202 if new else 200, {"Location": f"/v1/jobs/{job.id}"})

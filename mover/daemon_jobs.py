@@ -108,7 +108,7 @@ class JobService:
 
     async def _take_up(self) -> None:
         await self._intake.prepare()
-        entries = [self._work.take_up(row, items) for row, items in await self._store.read(read_unfinished)]
+        entries = [await self._work.take_up(row, items) for row, items in await self._store.read(read_unfinished)]
         for entry in entries:
             if entry is not None:
                 await self._ledger.settle(entry)
@@ -170,6 +170,7 @@ class JobService:
         Raises:
             UnknownJobError, JournalError: it is not cancelled then.
         """
+        await self._intake.until_entered(job_id)
         job = self._ledger.jobs.get(job_id)
         if job is not None and not job.row.cancelled_by:
             with anyio.CancelScope(shield=True):

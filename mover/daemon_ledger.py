@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from mover.api import JobOptions, is_final
@@ -20,6 +21,7 @@ from mover.daemon_store_rows import write_changes
 from mover.daemon_store_schema import Changes, ItemRow, JobRow
 from mover.daemon_views import end_event, progress_event, state_event
 from mover.errors import JournalError
+from mover.tasks import TURN
 
 __all__ = ["Entry", "Ledger", "file_entries"]
 
@@ -61,10 +63,18 @@ class Ledger:
         """The time, milliseconds since 1970."""
         return int(self.clock() * 1000)
 
-    def add(self, row: JobRow, rows: Sequence[ItemRow]) -> Job:
-        """Takes in a job that is durable."""
-        job = Job(row, rows, self._arrivals, self.tally, open_end=bool(row.catalogue_job))
+    async def add(self, row: JobRow, rows: Sequence[ItemRow]) -> Job:
+        """Takes in a job that is durable.
+
+        Others have their turns while a large one is put together: its arrivals are its own before that, and nobody
+        can see the job before it is whole.
+        """
+        first = self._arrivals
         self._arrivals += len(rows)
+        job = Job(row, rows[:TURN], first, self.tally, open_end=bool(row.catalogue_job))
+        for start in range(TURN, len(rows), TURN):
+            await anyio.lowlevel.checkpoint()
+            job.take(rows[start : start + TURN], first + start)
         self.jobs[row.id] = job
         self.files += file_entries(row.options)
         return job

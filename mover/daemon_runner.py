@@ -15,12 +15,12 @@ from mover.cli_errors import plain_error, record_of
 from mover.daemon_book import Item
 from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
 from mover.engine import Engine
-from mover.errors import DatasetBusyError, LtsError, MissingFilesError, MoverError
+from mover.errors import DatasetBusyError, ExitCode, LtsError, MissingFilesError, MoverError
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
 from mover.policies.space import SpaceReading
 
-__all__ = ["EngineRunner", "Result", "Runner", "after_error", "failure_of", "is_tried_again"]
+__all__ = ["EngineRunner", "Result", "Runner", "after_error", "after_result", "failure_of", "is_tried_again"]
 
 _SPACE_S: Final = 5.0
 _SHORTEST_BUSY_S: Final = 2.0
@@ -76,6 +76,20 @@ class EngineRunner:
         with anyio.move_on_after(_SPACE_S), suppress(LtsError):
             return await self._engine.space()
         return None
+
+
+def after_result(result: Result) -> dict[str, Any]:
+    """What becomes of a dataset whose run came to a result, as fields of its row."""
+    if result.outcome is None or result.outcome.state == "done":
+        return {"state": "done", "reason": "", "retry_ms": 0, "failures": 0}
+    failure = failure_of(result.error) if result.error is not None else _told(result.outcome)
+    return {"state": "failed", "reason": failure.message, "failure": failure, "retry_ms": 0}
+
+
+def _told(outcome: DatasetOutcome) -> Failure:
+    if outcome.state == "user-error":
+        return Failure("UserError", outcome.message, ExitCode.USER, retryable=False, fault="user")
+    return Failure("CatalogueAccessError", outcome.message, ExitCode.SYSTEM, retryable=False, fault="system")
 
 
 def after_error(
