@@ -35,6 +35,7 @@ JobState = Literal["queued", "waiting", "running", "done", "failed", "cancelled"
 
 DatasetId = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, description="PID of a dataset")]
 _Priority = Annotated[int, msgspec.Meta(ge=-100, le=100, description="within its owner's jobs; higher goes first")]
+_Path = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]  # keys of S3 have 1,024 bytes at most
 _Slots = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
@@ -52,7 +53,7 @@ class JobOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     release_source: bool = False
     registered: bool = False
-    files: Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(max_length=10_000)] = ()
+    files: Annotated[tuple[_Path, ...], msgspec.Meta(max_length=10_000)] = ()
     form: Literal["datablocks", "files"] = "datablocks"
     level: Literal["written", "read-back", "recalled"] = "read-back"
 

@@ -22,10 +22,10 @@ from anyio.abc import TaskStatus
 from mover.api import LimitsChange
 from mover.daemon_engine import EngineKeeper, LateStarter
 from mover.daemon_health import Finding, HealthMonitor, Probe
-from mover.daemon_http import DaemonApp, create_app
+from mover.daemon_http import DaemonApp
 from mover.daemon_http_access import Access
 from mover.daemon_notify import Notifier
-from mover.daemon_pages import PageGate, Sessions, routes
+from mover.daemon_pages import application
 from mover.daemon_prefect import PrefectStarter
 from mover.daemon_probes import LtsProbe, open_probes
 from mover.daemon_scicat import CatalogueTrigger
@@ -89,8 +89,16 @@ class _Daemon:
         lts = LtsProbe(settings.lts_storage_root, self._folder, settings.lts_free_space_percentage)
         watchdog = LoopWatchdog(self._notifier)
         async with AsyncExitStack() as stack:
-            opening = open_probes(config, lts, self._folder, scicat=self._scicat, prefect_url=self._prefect_url)
-            probes = await stack.enter_async_context(opening)
+            probes = await stack.enter_async_context(
+                open_probes(
+                    config,
+                    lts,
+                    self._folder,
+                    scicat=self._scicat,
+                    prefect_url=self._prefect_url,
+                    prefect_auth=self._prefect_auth,
+                )
+            )
             probes.append(Probe("journal", self._look_at_journal))
             health = HealthMonitor(probes, secrets=_secrets(settings))
             self._view = DaemonView(health, lts, watchdog.state)
@@ -98,18 +106,13 @@ class _Daemon:
             starter = LateStarter() if self._scicat and not self._prefect_url else None
             trigger = await self._open_trigger(stack, starter)
             self._keeper = EngineKeeper(config, self._folder, self._view, scicat=self._scicat, starter=starter)
-            app = create_app(
-                self._view.service.as_service(),
-                self._access,
-                scicat=trigger,
-                extra_routes=routes(self._view, self._access, sessions := Sessions()),
-            )
+            app, gate = application(self._view, self._access, scicat=trigger)
             self._streams = app.streams
             await stack.enter_async_context(watchdog.watching())
             async with open_task_group() as tasks:
                 await tasks.start(self._watch_signals)
                 tasks.start_soon(health.watch)
-                await self._serve(app, DaemonServer(PageGate(app, sessions)), sockets)
+                await self._serve(app, DaemonServer(gate), sockets)
                 tasks.cancel_scope.cancel()
         _log.info("stopped in order")
 

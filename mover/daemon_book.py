@@ -10,30 +10,40 @@ import msgspec
 from anyio import CancelScope
 
 from mover.amounts import WorkAmounts
-from mover.api import JobState, is_final
+from mover.api import JobKind, JobState, is_final
 from mover.daemon_store_schema import Changes, ItemRow, JobRow, TransitionRow
 from mover.model import Progress, Stage
 from mover.policies.fairness import Rank
 
 __all__ = ["Item", "Job", "Live", "Tally", "Update"]
 
-_PAYLOAD_STAGES: Final = frozenset({Stage.STAGE, Stage.MOVE, Stage.VERIFY, Stage.RETRIEVE})
+# What the next attempt need not do again. A read-back stays done as part of an archive; a job that verifies repeats it.
+_LASTING_STAGES: Final[dict[JobKind, frozenset[Stage]]] = {
+    "archive": frozenset({Stage.STAGE, Stage.MOVE, Stage.VERIFY}),
+    "retrieve": frozenset({Stage.RETRIEVE}),
+    "verify": frozenset(),
+    "plan": frozenset(),
+}
 _SHOWN_WAITS: Final = 3
 _UNDER_WAY: Final[tuple[JobState, ...]] = ("running", "waiting", "queued")
 _ENDED_BADLY: Final[tuple[JobState, ...]] = ("failed", "cancelled")
 
 
 class Live:
-    """How a dataset in work stands, as the engine told last; nothing of it is kept."""
+    """How a dataset in work stands, as the engine told last; nothing of it is kept.
 
-    def __init__(self, began_ms: int) -> None:
+    ``finished``: stages of datablocks that stay done, of all attempts; what is in it is no progress a second time.
+    """
+
+    def __init__(self, began_ms: int, kind: JobKind, finished: set[tuple[Stage, int]]) -> None:
         self.began_ms = began_ms
+        self._lasting, self._finished = _LASTING_STAGES[kind], finished
         self.stage, self.datablock, self.done_bytes, self.total_bytes = "", 0, 0, 0
         self.amounts = WorkAmounts()
         self.told = True  # no progress since readers were told
         self.begun = False  # it is shown as running
         self.changes = 0  # how often it was shown to wait, and to go on
-        self.advanced = False  # something was finished in this attempt: failures are counted afresh
+        self.advanced = False  # something that stays done was finished in this attempt: failures are counted afresh
         self.differs_since: float | None = None  # since when it waits and is not shown so, or the other way round
         self.limit_wait = ""  # the slot that its next datablock waits for
         self._waits: dict[int, str] = {}
@@ -51,7 +61,12 @@ class Live:
             self._waits[event.datablock] = event.reason
         elif event.state in {"started", "progress"}:
             self._active.add(event.datablock)
-        elif event.state == "finished" and event.stage in _PAYLOAD_STAGES:
+        elif event.state == "finished" and event.stage in self._lasting:
+            self._finish(event.stage, event.datablock)
+
+    def _finish(self, stage: Stage, datablock: int) -> None:
+        if (stage, datablock) not in self._finished:
+            self._finished.add((stage, datablock))
             self.advanced = True
 
     @property
@@ -67,14 +82,19 @@ class Live:
 class Item:
     """An unfinished dataset of a job. ``arrival`` is unique among all."""
 
-    __slots__ = ("_arrival", "begun_before", "busy_since_ms", "job", "live", "row", "scope")
+    __slots__ = ("_arrival", "begun_before", "busy_since_ms", "finished", "job", "live", "row", "scope")
 
     def __init__(self, job: Job, row: ItemRow, arrival: int) -> None:
         self.job, self.row, self._arrival = job, row, arrival
         self.begun_before = row.attempt > 0
         self.busy_since_ms = 0  # when a run elsewhere was first found to hold the dataset; 0: it was not
+        self.finished: set[tuple[Stage, int]] = set()  # stages of datablocks that stay done
         self.live: Live | None = None
         self.scope: CancelScope | None = None
+
+    def begin(self, now_ms: int) -> None:
+        """It is in work from now on."""
+        self.live, self.scope = Live(now_ms, self.job.row.kind, self.finished), CancelScope()
 
     @property
     def lane(self) -> str:
@@ -125,7 +145,8 @@ class Update(msgspec.Struct, frozen=True):
 class Job:
     """An unfinished job. ``items``: its unfinished datasets by position; ``states``: how many of all are in each.
 
-    ``open_end``: it has something to do after its last dataset, so its end comes by itself.
+    ``open_end``: it has something to do after its last dataset, so its end comes by itself. ``begun``: work on one of
+    its datasets was, ever.
     """
 
     def __init__(
@@ -136,11 +157,17 @@ class Job:
         self._tally = tally
         self.states: Counter[JobState] = Counter()
         self.items: dict[int, Item] = {}
+        self.begun = False
         self.unwritten = 0  # changes that are on their way to the journal
+        self.take(rows, first_arrival)
+
+    def take(self, rows: Iterable[ItemRow], first_arrival: int) -> None:
+        """Datasets of the job, before it is known to anybody."""
         for arrival, item in enumerate(rows, first_arrival):
             self.states[item.state] += 1
+            self.begun = self.begun or item.attempt > 0
             if not is_final(item.state):
-                tally.move(row.owner, None, item.state)
+                self._tally.move(self.row.owner, None, item.state)
                 self.items[item.position] = Item(self, item, arrival)
 
     def next_number(self, now_ms: int) -> int:
@@ -174,6 +201,7 @@ class Job:
         """The dataset's new row and the one before."""
         item, before = update.item, update.item.row
         item.row = row = msgspec.structs.replace(before, **update.fields, number=self.row.last_number)
+        self.begun = self.begun or row.attempt > 0
         self._tally.move(self.row.owner, before.state, row.state)
         self.states[before.state] -= 1
         self.states[row.state] += 1

@@ -15,7 +15,7 @@ from mover.catalogue import JobCatalogue, JobDataset
 from mover.daemon_book import Item, Job
 from mover.daemon_ledger import Ledger
 from mover.daemon_reports import PackedReport, Report
-from mover.daemon_runner import Result
+from mover.daemon_runner import Result, is_tried_again
 from mover.daemon_store import Store
 from mover.daemon_store_rows import read_ended
 from mover.daemon_store_schema import ItemRow, JobRow
@@ -25,6 +25,7 @@ from mover.jobs import DatasetResult, JobRunner, tell
 from mover.jobs_lifecycle import DatasetOutcome, JobKind, is_finished
 from mover.jobs_result import job_result
 from mover.jobs_settle import settle_job, this_engine
+from mover.policies.retry import RetryPolicy
 from mover.reports import ArchiveReport, RetrieveReport
 
 __all__ = ["CatalogueRunner"]
@@ -39,7 +40,10 @@ _KINDS: Final = "only archivals and retrievals are jobs of the catalogue"
 
 
 class CatalogueRunner:
-    """Runs jobs of the catalogue; ``on_wait`` is told (dataset, reason) while a run elsewhere holds a dataset."""
+    """Runs jobs of the catalogue; ``on_wait`` is told (dataset, reason) while a run elsewhere holds a dataset.
+
+    ``retry``: a failure that is tried again is raised, and the catalogue goes on showing work.
+    """
 
     def __init__(
         self,
@@ -49,9 +53,10 @@ class CatalogueRunner:
         on_wait: Callable[[str, str], None],
         store: Store,
         ledger: Ledger,
+        retry: RetryPolicy,
     ) -> None:
         self._engine, self._catalogue, self._pack = engine, catalogue, pack
-        self._store, self._ledger = store, ledger
+        self._store, self._ledger, self._retry = store, ledger, retry
         self._jobs = JobRunner(engine, catalogue, on_wait=on_wait)
         self._begun: dict[str, dict[str, JobDataset]] = {}
         self._beginning = anyio.Lock()
@@ -60,11 +65,13 @@ class CatalogueRunner:
     async def run(self, item: Item) -> Result:
         """See Runner."""
         datasets = await self._begin(item.job)
+        passes = partial(is_tried_again, item, policy=self._retry)
         result: DatasetResult[ArchiveReport] | DatasetResult[RetrieveReport]
         if item.job.row.kind == "archive":
-            result = await self._jobs.archive(item.dataset_id, release_source=item.job.row.options.release_source)
+            release_source = item.job.row.options.release_source
+            result = await self._jobs.archive(item.dataset_id, release_source=release_source, passes=passes)
         else:
-            result = await self._jobs.retrieve(datasets[item.dataset_id])
+            result = await self._jobs.retrieve(datasets[item.dataset_id], passes=passes)
         if result.outcome.state == "done" and result.report is not None:
             return Result(await self._pack(result.report), result.outcome)
         return Result(None, result.outcome, result.error)

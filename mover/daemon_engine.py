@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -111,9 +111,9 @@ class EngineKeeper:
             engine = await stack.enter_async_context(Engine.open(self.config, catalogue=catalogue, tell=relay.tell))
             settings = JobServiceConfig(folder=self._folder)
             opening = JobService.open(engine, settings, progress=relay, catalogue=catalogue)
-            service = await stack.enter_async_context(opening)
+            with _sparing_the_collector():
+                service = await stack.enter_async_context(opening)
             stack.callback(self._forget)
-            _spare_the_collector()
             self._show(engine, service, catalogue)
             yield service
 
@@ -153,7 +153,17 @@ class EngineKeeper:
         self.config = msgspec.structs.replace(self.config, **slots)
 
 
-def _spare_the_collector() -> None:
-    """Modules and clients live as long as the daemon: to look for garbage among them holds the loop up for 0.1 s."""
+@contextmanager
+def _sparing_the_collector() -> Iterator[None]:
+    """What is there after the block is never looked at for garbage, nor is anything inside it.
+
+    Modules and clients live as long as the daemon, and jobs that are taken up form no rings: to look for garbage among
+    100,000 datasets holds the loop up for some tenths of a second, again and again.
+    """
     gc.collect()
-    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

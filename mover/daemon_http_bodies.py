@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -12,12 +12,14 @@ import msgspec
 from mover.api import JobKind, JobOptions, JobOrder
 from mover.errors import HostileNameError
 from mover.policies.names import check_dataset_id, check_path
+from mover.tasks import in_turns
 
 __all__ = [
     "BODY_LIMIT_BYTES",
     "OPTIONS_OF_KIND",
     "BodyError",
     "FieldError",
+    "allowed_text",
     "check_order",
     "decode_body",
     "field_error",
@@ -90,10 +92,10 @@ def field_error(field: str, value: object, allowed: str) -> FieldError:
     return {"field": field, "value": shown, "allowed": allowed}
 
 
-def check_order(order: JobOrder) -> None:
+async def check_order(order: JobOrder) -> None:
     """Lets an order pass that can mean something.  Raises BodyError, with everything that is wrong."""
     errors = []
-    for error in _order_errors(order):
+    async for error in _order_errors(order):
         errors.append(error)
         if len(errors) == _SHOWN_ERRORS:
             break
@@ -103,8 +105,8 @@ def check_order(order: JobOrder) -> None:
         raise BodyError(detail, tuple(errors))
 
 
-def _order_errors(order: JobOrder) -> Iterator[FieldError]:
-    for index, dataset_id in enumerate(order.dataset_ids):
+async def _order_errors(order: JobOrder) -> AsyncIterator[FieldError]:
+    async for index, dataset_id in in_turns(enumerate(order.dataset_ids)):
         try:
             check_dataset_id(dataset_id)
         except HostileNameError as error:
@@ -118,7 +120,7 @@ def _order_errors(order: JobOrder) -> Iterator[FieldError]:
             yield field_error(f"options.{name}", value, f"no value with kind {order.kind!r}, only with {homes[0]!r}")
     if order.options.files and len(order.dataset_ids) > 1:
         yield field_error("options.files", order.options.files, "no value with more than one dataset")
-    for index, path in enumerate(order.options.files):
+    async for index, path in in_turns(enumerate(order.options.files)):
         try:
             check_path(path.removesuffix("/"))
         except HostileNameError as error:
@@ -136,7 +138,7 @@ def _explained(message: str, body: bytes, kind: type[Any]) -> tuple[str, tuple[F
     if unknown:
         allowed = "one of the fields " + ", ".join(_properties(kind, path))
         return f"{field} is no field here", (field_error(field, value, allowed),)
-    allowed = _allowed(_schema_at(kind, field)) or said
+    allowed = allowed_text(_schema_at(kind, field)) or said
     if missing:
         return f"{field} is missing", ({"field": field, "value": "", "allowed": allowed},)
     return f"{field or 'the body'}: {said}", (field_error(field, value, allowed),)
@@ -187,10 +189,13 @@ def _properties(kind: type[Any], path: str) -> list[str]:
     return list(_schema_at(kind, path).get("properties", {}))
 
 
-def _allowed(node: dict[str, Any]) -> str:
+def allowed_text(node: dict[str, Any]) -> str:
     """What a schema allows, in words."""
+    if "anyOf" in node:
+        return " or ".join(allowed_text(item) for item in node["anyOf"])
     if "enum" in node:
-        return "one of " + ", ".join(str(item) for item in node["enum"])
+        names = [str(item) or "''" for item in node["enum"]]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     words = {"integer": "a whole number", "string": "a text", "array": "a list", "boolean": "true or false"}
     text = words.get(str(node.get("type")), "an object" if "properties" in node else "")
     bounds = (("minimum", "maximum", ""), ("minLength", "maxLength", " long"), ("minItems", "maxItems", " entries"))
@@ -201,4 +206,4 @@ def _allowed(node: dict[str, Any]) -> str:
                 if high in node
                 else (f", {node[low]:,} or more{unit}")
             )
-    return text
+    return f"{text}, in the form {node['pattern']}" if "pattern" in node else text

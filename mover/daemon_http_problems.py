@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Request, Response
+from litestar.enums import ParamType
 from litestar.exceptions import HTTPException, InternalServerException
+from litestar.params import ParameterKwarg
 from litestar.types import ExceptionHandlersMap
 
 from mover.api import Problem
-from mover.daemon_http_bodies import BodyError, FieldError, field_error
+from mover.daemon_http_bodies import BodyError, FieldError, allowed_text, field_error
 from mover.errors import (
     ConfigError,
     IntakeClosedError,
@@ -32,6 +35,7 @@ __all__ = ["EXCEPTION_HANDLERS", "PROBLEM_TYPE", "problem_bytes", "problem_of", 
 PROBLEM_TYPE: Final = "application/problem+json"
 _REASON: Final = "urn:mover:error:"  # followed by the error's name, for programs
 _GONE: Final = "client disconnected"  # litestar's words for a body that breaks off
+_BOUNDS: Final = ("ge", "le", "min_length", "max_length", "pattern")
 _BACK_S: Final = 10  # until a daemon that stops is probably back
 
 _STATUS: Final[tuple[tuple[type[MoverError], HTTPStatus], ...]] = (
@@ -53,15 +57,17 @@ def request_id_of(scope: Mapping[str, Any]) -> str:
     return str(scope.get("state", {}).get("request_id", ""))
 
 
-def problem_of(error: Exception, given: Mapping[str, str] | None = None) -> tuple[Problem, dict[str, str]]:
+def problem_of(
+    error: Exception, parameter: Callable[[str, str], FieldError] | None = None
+) -> tuple[Problem, dict[str, str]]:
     """The document for an error, and headers that go with it. What nobody expected tells nothing of itself.
 
-    ``given``: headers and parameters of the request, whose values are told where one is refused.
+    ``parameter`` tells of a parameter that was refused, from its name in the code and the reason.
     """
     if isinstance(error, BodyError):
         return Problem("Bad Request", 400, error.detail, errors=error.errors), {}
     if isinstance(error, HTTPException):
-        return _of_http(error, given or {})
+        return _of_http(error, parameter or _unnamed)
     if isinstance(error, MoverError):
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.SERVICE_UNAVAILABLE)
         kind = _REASON + type(error).__name__
@@ -69,19 +75,37 @@ def problem_of(error: Exception, given: Mapping[str, str] | None = None) -> tupl
     return Problem("Internal Server Error", 500, "a defect of the daemon; its log has more under the request's id"), {}
 
 
-def _of_http(error: HTTPException, given: Mapping[str, str]) -> tuple[Problem, dict[str, str]]:
+def _of_http(error: HTTPException, parameter: Callable[[str, str], FieldError]) -> tuple[Problem, dict[str, str]]:
     status = HTTPStatus(error.status_code)
     errors: tuple[FieldError, ...] = ()
     if isinstance(error.extra, list):
         errors = tuple(
-            field_error(str(item.get("key", "")), given.get(str(item.get("key", ""))), str(item.get("message", "")))
+            parameter(str(item.get("key", "")), str(item.get("message", "")))
             for item in error.extra
             if isinstance(item, dict)
         )
     detail = error.detail if status < HTTPStatus.INTERNAL_SERVER_ERROR else ""
     if errors:
-        detail = "; ".join(f"{item['field']} is {item['value']}: {item['allowed']}" for item in errors)
+        detail = "; ".join(f"{item['field']} is {item['value']}: allowed is {item['allowed']}" for item in errors)
     return Problem(status.phrase, status, detail, errors=errors), dict(error.headers or {})
+
+
+def _unnamed(name: str, reason: str) -> FieldError:
+    return field_error(name, None, reason)
+
+
+def _parameter(request: Request[Any, Any, Any], name: str, reason: str) -> FieldError:
+    """As whoever calls knows the parameter: its public name, the value that was given, what is allowed."""
+    definition = request.scope["route_handler"].parsed_fn_signature.parameters.get(name)
+    kwarg = definition.kwarg_definition if definition is not None else None
+    if definition is None or not isinstance(kwarg, ParameterKwarg):
+        return _unnamed(name, reason)
+    public = kwarg.name or name
+    values = request.headers if kwarg.param_type is ParamType.HEADER else request.query_params
+    bounds = {bound: getattr(kwarg, bound) for bound in _BOUNDS}
+    meta = msgspec.Meta(**{bound: value for bound, value in bounds.items() if value is not None})
+    allowed = allowed_text(msgspec.json.schema(Annotated[definition.annotation, meta]))
+    return field_error(public, values.get(public), allowed or reason)
 
 
 def _retry_after(error: MoverError, status: HTTPStatus) -> dict[str, str]:
@@ -97,7 +121,7 @@ def problem_bytes(problem: Problem, scope: Mapping[str, Any]) -> bytes:
 
 
 def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    problem, headers = problem_of(error, {**request.headers, **dict(request.query_params.items())})
+    problem, headers = problem_of(error, partial(_parameter, request))
     if isinstance(error, InternalServerException) and _GONE in error.detail:
         _log.info("request %s: the client went away before its end", request_id_of(request.scope))
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -86,7 +86,7 @@ def idempotency_key(given: str) -> str:
 )
 async def _submit(request: _Ask, service: _Service, idempotency_key_: _Key = "") -> Response[bytes]:
     order = await body_of(request, JobOrder)
-    check_order(order)
+    await check_order(order)
     key = idempotency_key(idempotency_key_)
     job, new = await service.submit(order, owner=caller_of(request).name, key=key)
     return json_response(job, 202 if new else 200, {"Location": f"/v1/jobs/{job.id}"})
@@ -167,12 +167,13 @@ async def _follow(
     operation_id="followAll",
     tags=["events"],
     summary="Events of all jobs, from now on",
-    description="Server-sent events without an end; the data of each is a JobEvent.",
+    description=(
+        "Server-sent events without an end; the data of each is a JobEvent. Numbers grow within a job: `Last-Event-ID`"
+        " means nothing here. Whoever comes back is told how what is in work stands; the jobs tell what has changed."
+    ),
 )
-async def _follow_all(
-    service: _Service, streams: _Streams, last_event_id: _LastEventId = "", after: _After = 0
-) -> EventStream:
-    return EventStream(service.all_events(_number(last_event_id, after)), streams)
+async def _follow_all(service: _Service, streams: _Streams) -> EventStream:
+    return EventStream(service.all_events(), streams)
 
 
 def _number(last_event_id: str, after: int) -> int:

@@ -15,10 +15,12 @@ from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 
 from mover import __version__
 from mover.api import DatasetView, JobEvent, JobOptions, JobOrder, JobPage, JobView, LimitsChange, LimitsView, Problem
+from mover.daemon_health import Readiness
 from mover.daemon_http_bodies import OPTIONS_OF_KIND
 from mover.daemon_http_docs import page
 from mover.daemon_http_problems import PROBLEM_TYPE
 from mover.daemon_scicat import TriggerReply
+from mover.daemon_watchdog import Liveness
 from mover.policies.names import MAX_DATASET_ID_BYTES
 
 __all__ = ["completed", "openapi_config"]
@@ -36,17 +38,18 @@ _FILE: Final = r"^(?!(?:.*/)?\.{0,2}(?:/|/?$))[^\x00]+$"
 _PROBLEMS: Final = {
     400: "a field, a header or a parameter has a value that is not allowed",
     401: "no token, or one that is not known",
-    403: "the token may only read, or a page of another site asks",
+    403: "the token may only read, a page of another site asks, or a daemon without tokens is called by a foreign name",
     404: "no such job",
     409: "the key belongs to another order",
     413: "the body is longer than 4 MiB",
     415: "the body is of another type",
     429: "the queue is full",
-    503: "the daemon is stopping, or its journal cannot be written",
+    503: "the daemon is starting or stopping, or its journal cannot be written",
 }
 _PATIENT: Final = frozenset({429, 503})
 _BODY: Final = (400, 413, 415)
 # By operation: statuses with the type of the body and a description; statuses with a problem document.
+# Events are a str, other text is bytes; of several types the caller has the choice.
 _ANSWERS: Final[dict[str, tuple[dict[int, tuple[Any, str]], tuple[int, ...]]]] = {
     "submitJob": (
         {202: (JobView, "a new job, made durable"), 200: (JobView, "the job that was ordered with the key before")},
@@ -57,9 +60,9 @@ _ANSWERS: Final[dict[str, tuple[dict[int, tuple[Any, str]], tuple[int, ...]]]] =
     "getDataset": ({200: (DatasetView, "the dataset")}, (400, 404, 503)),
     "cancelJob": ({200: (JobView, "the job, which has ended")}, (404, 503)),
     "followJob": ({200: (str, "events"), 204: (None, "the job has ended, and all is told")}, (400, 404, 503)),
-    "followAll": ({200: (str, "events")}, (400, 503)),
-    "getLimits": ({200: (LimitsView, "all limits")}, ()),
-    "setLimits": ({200: (LimitsView, "all limits, changed")}, _BODY),
+    "followAll": ({200: (str, "events")}, (503,)),
+    "getLimits": ({200: (LimitsView, "all limits")}, (503,)),
+    "setLimits": ({200: (LimitsView, "all limits, changed")}, (*_BODY, 503)),
     "triggerScicatJob": (
         {
             202: (TriggerReply, "taken: it runs, or is started as soon as possible"),
@@ -67,6 +70,15 @@ _ANSWERS: Final[dict[str, tuple[dict[int, tuple[Any, str]], tuple[int, ...]]]] =
         },
         (400, 413, 404, 409, 429, 503),
     ),
+    "live": ({200: (Liveness, "the loop lives")}, ()),
+    "ready": (
+        {
+            200: ((Readiness, bytes), "everything that is needed works"),
+            503: ((Readiness, bytes), "something that is needed does not work"),
+        },
+        (),
+    ),
+    "metrics": ({200: (bytes, "the metrics")}, ()),
 }
 _BODIES: Final = {"submitJob": "JobOrder", "setLimits": "LimitsChange"}
 
@@ -126,20 +138,19 @@ def completed(document: _Document) -> _Document:
     }
     components["schemas"] = components.get("schemas", {}) | _schemas()
     for path, operations in done["paths"].items():
-        for method, operation in operations.items():
-            _complete(operation, path, method)
+        for operation in operations.values():
+            _complete(operation, path)
     return done
 
 
-def _complete(operation: _Document, path: str, method: str) -> None:
+def _complete(operation: _Document, path: str) -> None:
     name = operation.get("operationId", "")
     is_open = path.startswith(("/livez", "/readyz"))
     answers, problems = _ANSWERS.get(name, ({}, ()))
     responses: _Document = {} if answers else operation.setdefault("responses", {})
     for status, (kind, text) in answers.items():
         responses[str(status)] = {"description": text, "headers": _headers(name, status)} | _content(kind)
-    access = () if is_open else (401, 403)
-    for status in (*problems, *access, *([] if access or method == "get" else [403])):
+    for status in (*problems, *(() if is_open else (401,)), 403):
         content = {PROBLEM_TYPE: {"schema": {"$ref": _REF.format(name="Problem")}}}
         text = f"{HTTPStatus(status).phrase}: {_PROBLEMS[status]}"
         responses[str(status)] = {"description": text, "headers": _headers(name, status), "content": content}
@@ -157,25 +168,32 @@ def _complete(operation: _Document, path: str, method: str) -> None:
 
 def _headers(name: str, status: int) -> _Document:
     headers: _Document = {"X-Request-Id": {"schema": {"type": "string"}, "required": True}}
-    if status in _PATIENT:
+    if status in _PATIENT and name != "ready":
         headers["Retry-After"] = {"schema": {"type": "integer"}, "description": "seconds", "required": True}
     if name == "submitJob" and status < HTTPStatus.BAD_REQUEST:
         headers["Location"] = {"schema": {"type": "string"}, "description": "the job", "required": True}
     return headers
 
 
-def _content(kind: Any) -> _Document:  # noqa: ANN401 - a type, or none
+def _content(kind: Any) -> _Document:  # noqa: ANN401 - a type, several, or none
     if kind is None:
         return {}
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return {"content": dict(_media(item) for item in kinds)}
+
+
+def _media(kind: type[Any]) -> tuple[str, _Document]:
     if kind is str:
         event = {"id": {"type": "string"}, "event": {"enum": ["state", "progress", "end"]}, "data": {"type": "string"}}
-        return {"content": {"text/event-stream": {"schema": {"type": "object", "properties": event}}}}
-    return {"content": {"application/json": {"schema": {"$ref": _REF.format(name=kind.__name__)}}}}
+        return "text/event-stream", {"schema": {"type": "object", "properties": event}}
+    if kind is bytes:
+        return "text/plain", {"schema": {"type": "string"}}
+    return "application/json", {"schema": {"$ref": _REF.format(name=kind.__name__)}}
 
 
 def _schemas() -> _Document:
-    kinds = (JobOrder, JobView, JobPage, DatasetView, JobEvent, LimitsView, LimitsChange, Problem, TriggerReply)
-    _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
+    told = (JobView, JobPage, DatasetView, JobEvent, LimitsView, Problem, TriggerReply, Liveness, Readiness)
+    _, schemas = msgspec.json.schema_components((JobOrder, LimitsChange, *told), ref_template=_REF)
     order = schemas.pop("JobOrder")
     names = []
     for name, variant in _orders(order["properties"]):
@@ -185,12 +203,15 @@ def _schemas() -> _Document:
         "oneOf": [{"$ref": _REF.format(name=name)} for name in names]
     }
     schemas["CatalogueOrder"] = {
-        "description": "What a `url` action of SciCat sends: a job of any version, or at least these two fields.",
+        "description": "What a `url` action of SciCat sends: a job of any version, or at least these two fields."
+        " Its state may be missing or null.",
         "type": "object",
         "required": ["id", "type"],
         "properties": {
             "id": {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"},
             "type": {"type": "string", "minLength": 1, "description": "archive and retrieve are taken"},
+            "statusCode": {"type": ["string", "null"], "description": "only jobs that are `jobSubmitted` are begun"},
+            "jobStatusMessage": {"type": ["string", "null"], "description": "the same, in older versions"},
         },
     }
     return schemas
@@ -215,7 +236,8 @@ def _order(properties: _Document, kind: str, options: tuple[str, ...]) -> _Docum
     fields = msgspec.json.schema_components((JobOptions,), ref_template=_REF)[1]["JobOptions"]["properties"]
     pid = {"type": "string", "pattern": _PID, "minLength": 1, "maxLength": MAX_DATASET_ID_BYTES, "title": "PID"}
     if "files" in options:
-        fields["files"] = {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": _FILE}}
+        path = {"pattern": _FILE} | fields["files"]["items"]
+        fields["files"] = {"type": "array", "minItems": 1, "maxItems": 10_000, "items": path}
     own = {name: field if name in options else {"const": field["default"]} for name, field in fields.items()}
     return {
         "type": "object",

@@ -14,7 +14,7 @@ import msgspec
 from mover.api import JobOrder, JobView
 from mover.daemon_ids import JobIds
 from mover.daemon_job_words import JobServiceConfig
-from mover.daemon_ledger import Ledger
+from mover.daemon_ledger import Ledger, file_entries
 from mover.daemon_runner import CATALOGUE_WANTED
 from mover.daemon_store import Store
 from mover.daemon_store_rows import find_key, insert_job, read_newest_id
@@ -37,7 +37,8 @@ class Intake:
         self._ids = JobIds("", ledger.clock)
         self.open = True
         self.accepted = 0
-        self._entering_jobs, self._entering_entries = 0, 0  # on their way into the journal
+        self._entering_jobs, self._entering_entries = 0, 0  # on their way into journal and ledger
+        self._under_way: dict[str, anyio.Event] = {}
 
     async def prepare(self) -> None:
         """Ids go on after those that were given before.  Raises JournalError."""
@@ -51,7 +52,7 @@ class Intake:
             raise ConfigError("SCICAT_ENDPOINT", "", CATALOGUE_WANTED)
         dataset_ids = tuple(dict.fromkeys(order.dataset_ids))
         digest = hashlib.sha256(msgspec.json.encode((order, catalogue_job))).digest()
-        entries = len(dataset_ids) + len(order.options.files)
+        entries = len(dataset_ids) + file_entries(order.options)
         if not self.open or not self._fits(entries):
             known = await self._store.read(partial(find_key, caller=owner, key=key, digest=digest))
             if known:
@@ -60,24 +61,33 @@ class Intake:
         with anyio.CancelScope(shield=True):  # a caller who goes away leaves no job behind that nobody works on
             row = self._new_row(order, owner, key, catalogue_job)
             items = [ItemRow(row.id, position, dataset_id) for position, dataset_id in enumerate(dataset_ids)]
-            with self._entering(entries):
+            with self._entering(row.id, entries):
                 job_id = await self._store.write(partial(insert_job, new=NewJob(row, dataset_ids, owner, digest)))
-            if job_id == row.id:
+                job = await self._ledger.add(row, items) if job_id == row.id else None
+            if job is not None:
                 self.accepted += 1
-                self._work.add(row, items)
+                await self._work.queue(job)
                 return job_id, job_view(row, items, {})
         return job_id, None
 
+    async def until_entered(self, job_id: str) -> None:
+        """Returns when a job that was accepted is also in the ledger, where it can be cancelled."""
+        if job_id in self._under_way:
+            await self._under_way[job_id].wait()
+
     @contextmanager
-    def _entering(self, entries: int) -> Iterator[None]:
-        """Counts what is on its way into the journal."""
+    def _entering(self, job_id: str, entries: int) -> Iterator[None]:
+        """Counts what is on its way into journal and ledger; a large job is in both counts until it is there."""
         self._entering_jobs += 1
         self._entering_entries += entries
+        entered = self._under_way[job_id] = anyio.Event()
         try:
             yield
         finally:
             self._entering_jobs -= 1
             self._entering_entries -= entries
+            del self._under_way[job_id]
+            entered.set()
 
     def _new_row(self, order: JobOrder, owner: str, key: str, catalogue_job: str) -> JobRow:
         now_ms = self._ledger.now_ms

@@ -15,10 +15,10 @@ __all__ = ["JobServiceConfig", "OwnerStatistics", "QueueStatistics", "WorkView"]
 class JobServiceConfig(msgspec.Struct, frozen=True):
     """``folder`` is made when missing, for the daemon alone: ``<ARCHIVER_SCRATCH_FOLDER>/daemon``.
 
-    ``jobs_limit`` and ``datasets_limit``: unfinished ones that are held at most; a file that an order names counts as a
-    dataset. ``datasets_at_a_time``: of each kind
-    of job, so that archivals that wait for space hold up no retrieval. ``keep_days``: how long finished jobs are
-    kept. ``retry``: a dataset whose failure passes. ``busy_patience_s``: how long a dataset waits for a run elsewhere.
+    ``jobs_limit`` and ``datasets_limit``: unfinished ones that are held at most; a file that an order names counts as
+    a dataset, a long name as one for each 1,024 characters. ``datasets_at_a_time``: of each kind of job, so that
+    archivals that wait for space hold up no retrieval. ``keep_days``: how long finished jobs are kept. ``retry``: a
+    dataset whose failure passes. ``busy_patience_s``: how long a dataset waits for a run elsewhere.
     ``report_limit_bytes``: of the JSON of one dataset's report; what goes beyond it is left out and counted there.
     """
 
@@ -54,8 +54,8 @@ class WorkView(msgspec.Struct, frozen=True):
 class QueueStatistics(msgspec.Struct, frozen=True):
     """The queue now, and what happened since the service was opened.
 
-    Numbers of datasets, but for ``jobs`` and ``accepted``. ``oldest_age_s``: since the oldest job with datasets that
-    were never begun was accepted; 0 when there is none. ``ended``: datasets by (kind, final state). ``retries``:
+    Numbers of datasets, but for ``jobs`` and ``accepted``. ``oldest_age_s``: since the oldest job of which no
+    dataset was ever begun was accepted; 0 when there is none. ``ended``: datasets by (kind, final state). ``retries``:
     failures that are tried again, by the error's kind. ``journal_error``: why the last write failed, else ''.
     """
 

@@ -88,9 +88,9 @@ class JobService:
         async with Store.open(config.folder) as store:
             ledger = Ledger(store, EventHub(), clock)
             plain = EngineRunner(engine, config.report_limit_bytes)
-            told = (
-                CatalogueRunner(engine, catalogue, plain.pack, _waits(progress), store, ledger) if catalogue else None
-            )
+            told = None
+            if catalogue is not None:
+                told = CatalogueRunner(engine, catalogue, plain.pack, _waits(progress), store, ledger, config.retry)
             work = Work(ledger, _rules(config, rng, engine), runner or plain, told)
             service = cls(engine, config, store, ledger, work)
             await service._take_up()
@@ -108,7 +108,7 @@ class JobService:
 
     async def _take_up(self) -> None:
         await self._intake.prepare()
-        entries = [self._work.take_up(row, items) for row, items in await self._store.read(read_unfinished)]
+        entries = [await self._work.take_up(row, items) for row, items in await self._store.read(read_unfinished)]
         for entry in entries:
             if entry is not None:
                 await self._ledger.settle(entry)
@@ -150,7 +150,10 @@ class JobService:
     ) -> JobPage:
         """Jobs, newest first, without changes and reports.
 
-        A page has up to ``limit`` jobs, fewer when they come to more than 10,000 datasets.  Raises JournalError.
+        A page has up to ``limit`` jobs, fewer when they come to more than 10,000 datasets or 8 MiB.
+
+        Raises:
+            JournalError: it cannot be read.
         """
         wanted = (("state", state), ("owner", owner), ("dataset_id", dataset_id))
         where = [(name, str(value)) for name, value in wanted if value is not None]
@@ -167,6 +170,7 @@ class JobService:
         Raises:
             UnknownJobError, JournalError: it is not cancelled then.
         """
+        await self._intake.until_entered(job_id)
         job = self._ledger.jobs.get(job_id)
         if job is not None and not job.row.cancelled_by:
             with anyio.CancelScope(shield=True):
@@ -185,9 +189,12 @@ class JobService:
         """
         return job_events(self._store, self._ledger, job_id, after)
 
-    def all_events(self, after: int = 0) -> AsyncIterator[JobEvent]:
-        """Live events of all jobs, from now on; a reader that is 10,000 changes behind loses the oldest."""
-        return all_events(self._ledger, after)
+    def all_events(self) -> AsyncIterator[JobEvent]:
+        """Live events of all jobs, from now on; a reader that is 10,000 changes behind loses the oldest.
+
+        Their numbers grow within each job, so none of them says where among all events a reader was.
+        """
+        return all_events(self._ledger)
 
     def statistics(self) -> QueueStatistics:
         """The queue now."""
@@ -196,7 +203,8 @@ class JobService:
             OwnerStatistics(owner, counts["queued"], counts["waiting"], counts["running"])
             for owner, counts in sorted(ledger.tally.owners.items())
         )
-        oldest = next((job.row.accepted_ms for job in ledger.jobs.values() if job.states["queued"]), ledger.now_ms)
+        not_begun = (job.row.accepted_ms for job in ledger.jobs.values() if job.items and not job.begun)
+        oldest = next(not_begun, ledger.now_ms)
         return QueueStatistics(
             jobs=len(ledger.jobs),
             queued=sum(owner.queued for owner in owners),

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
-from mover.api import is_final
+from mover.api import JobOptions, is_final
 from mover.daemon_book import Item, Job, Tally, Update
 from mover.daemon_events import EventHub
 from mover.daemon_reports import PackedReport
@@ -20,14 +21,21 @@ from mover.daemon_store_rows import write_changes
 from mover.daemon_store_schema import Changes, ItemRow, JobRow
 from mover.daemon_views import end_event, progress_event, state_event
 from mover.errors import JournalError
+from mover.tasks import TURN
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["Entry", "Ledger", "file_entries"]
 
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
 _ENDS: Final = 64
+_ENTRY_CHARACTERS: Final = 1024
+
+
+def file_entries(options: JobOptions) -> int:
+    """How much an order's files count beside datasets, as they stay in memory: a long name as often as it is long."""
+    return sum(1 + len(path) // _ENTRY_CHARACTERS for path in options.files)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -44,7 +52,7 @@ class Ledger:
     def __init__(self, store: Store, hub: EventHub, clock: Callable[[], float]) -> None:
         self.jobs: dict[str, Job] = {}
         self.tally = Tally()
-        self.files = 0  # that the orders of these jobs name
+        self.files = 0  # that the orders of these jobs name, as entries
         self.ended: Counter[tuple[str, str]] = Counter()  # datasets, by kind and state
         self.ends_s: deque[float] = deque(maxlen=_ENDS)  # when the last jobs ended
         self.hub, self.clock, self._store = hub, clock, store
@@ -55,12 +63,20 @@ class Ledger:
         """The time, milliseconds since 1970."""
         return int(self.clock() * 1000)
 
-    def add(self, row: JobRow, rows: Sequence[ItemRow]) -> Job:
-        """Takes in a job that is durable."""
-        job = Job(row, rows, self._arrivals, self.tally, open_end=bool(row.catalogue_job))
+    async def add(self, row: JobRow, rows: Sequence[ItemRow]) -> Job:
+        """Takes in a job that is durable.
+
+        Others have their turns while a large one is put together: its arrivals are its own before that, and nobody
+        can see the job before it is whole.
+        """
+        first = self._arrivals
         self._arrivals += len(rows)
+        job = Job(row, rows[:TURN], first, self.tally, open_end=bool(row.catalogue_job))
+        for start in range(TURN, len(rows), TURN):
+            await anyio.lowlevel.checkpoint()
+            job.take(rows[start : start + TURN], first + start)
         self.jobs[row.id] = job
-        self.files += len(row.options.files)
+        self.files += file_entries(row.options)
         return job
 
     def enter(
@@ -105,7 +121,7 @@ class Ledger:
             self.hub.publish(state_event(row))
         if is_final(entry.changes.state) and self.jobs.pop(entry.job.row.id, None) is not None:
             self.ends_s.append(self.clock())
-            self.files -= len(entry.job.row.options.files)
+            self.files -= file_entries(entry.job.row.options)
             self.hub.publish(end_event(entry.job.row))
 
     def tell_progress(self, item: Item) -> None:

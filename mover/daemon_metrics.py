@@ -232,7 +232,7 @@ def _of_queue(queue: QueueStatistics) -> Iterator[Metric]:
     yield _gauge("mover_queue_jobs_limit", "Unfinished jobs that are held at most", {}, queue.jobs_limit)
     yield _gauge("mover_queue_datasets_limit", "Unfinished datasets that are held at most", {}, queue.datasets_limit)
     yield _gauge("mover_queue_owners", "Owners with unfinished datasets", {}, len(queue.owners))
-    text = "Age of the oldest job with datasets that were not begun"
+    text = "Age of the oldest job of which nothing was begun"
     yield _gauge("mover_queue_oldest_age_seconds", text, {}, queue.oldest_age_s)
     yield _gauge("mover_intake_open", "Whether jobs are taken", {}, queue.intake_open)
     yield _gauge(

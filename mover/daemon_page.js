@@ -21,11 +21,14 @@
   const replace = (before, after) => {
     if (before.outerHTML === after.outerHTML || selected(before)) return;
     const active = document.activeElement;
-    const focused = before.contains(active) && active.id;
+    const focused = before.contains(active);
     const scroll = before.querySelector(".scroll");
     const left = scroll ? scroll.scrollLeft : 0;
     before.replaceWith(after);
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    if (focused) {  // what is gone leaves the focus near where it was
+      const next = document.getElementById(active.id) ?? after.querySelector("[tabindex], a") ?? document.getElementById("main");
+      next.focus({ preventScroll: true });
+    }
     const moved = after.querySelector(".scroll");
     if (moved) moved.scrollLeft = left;
   };
@@ -46,6 +49,7 @@
         previous = document.getElementById(part.id);
       }
     }
+    replace(document.getElementById("uptime"), document.importNode(fresh.getElementById("uptime"), true));
   };
 
   const connected = (yes) => {
@@ -97,7 +101,10 @@
   let pause = SLOW_MS;
   const listen = () => {
     const source = new EventSource("/v1/events");
-    source.addEventListener("open", () => { pause = SLOW_MS; });
+    source.addEventListener("open", () => {
+      pause = SLOW_MS;
+      later(QUICK_MS);  // the stream begins with now: what changed before it is on the page
+    });
     source.addEventListener("progress", move);
     source.addEventListener("state", () => later(QUICK_MS));
     source.addEventListener("end", () => later(QUICK_MS));

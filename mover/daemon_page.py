@@ -92,6 +92,6 @@ def _footer(data: PageData) -> str:
         for path, text in (("/schema", "interface"), ("/readyz", "readiness"), ("/metrics", "metrics"))
     )
     return (
-        f'<footer id="foot"><span>mover {__version__}, up for {seconds_text(data.uptime_s)}</span>'
+        f'<footer id="foot"><span id="uptime">mover {__version__}, up for {seconds_text(data.uptime_s)}</span>'
         f"<span>times are UTC</span>{links}{leave}</footer>"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
+from zlib import crc32
 
 import msgspec
 
@@ -199,7 +200,7 @@ def _queue(queue: QueueStatistics | None) -> str:
         rows.append(f'<tr><td colspan="4" class="soft">and {len(queue.owners) - _SHOWN_OWNERS:,} more</td></tr>')
     small = f"{queue.queued:,} dataset(s) queued, {queue.jobs:,} job(s) not finished"
     if queue.oldest_age_s:
-        small += f", the oldest for {seconds_text(queue.oldest_age_s)}"
+        small += f", the oldest that was not begun for {seconds_text(queue.oldest_age_s)}"
     content = _table("queue", ("owner", "queued>", "waiting>", "running>"), rows)
     return _section("queue", "Queue by owner", content, small=small, width="half")
 
@@ -228,10 +229,15 @@ def _dependency(view: DependencyView) -> str:
 def _failures(data: PageData) -> str:
     if not data.failures:
         return _section("failures", "Last failures", '<p class="soft">None since the daemon was started.</p>')
-    rows = [
-        f'<tr><td>{time_of(note.at)}</td><td class="name">{text_of(note.dataset_id)}</td>'
-        f'<td class="name"><a href="/v1/jobs/{text_of(note.job_id)}">{text_of(note.job_id)}</a></td>'
-        f'<td class="reason">{text_of(note.reason)}</td></tr>'
-        for note in data.failures
-    ]
+    rows = [_failure(note) for note in data.failures]
     return _section("failures", "Last failures", _table("failures", ("at", "dataset", "job", "reason"), rows))
+
+
+def _failure(note: FailureNote) -> str:
+    job_id = text_of(note.job_id)
+    name = f"failure-{job_id}-{crc32(note.dataset_id.encode()):08x}"  # the focus finds it again in a newer table
+    return (
+        f'<tr><td>{time_of(note.at)}</td><td class="name">{text_of(note.dataset_id)}</td>'
+        f'<td class="name"><a id="{name}" href="/v1/jobs/{job_id}">{job_id}</a></td>'
+        f'<td class="reason">{text_of(note.reason)}</td></tr>'
+    )

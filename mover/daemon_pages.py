@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote
 
 import anyio
@@ -20,17 +20,20 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.exceptions import NotFoundException
 from litestar.handlers.base import BaseRouteHandler
-from litestar.openapi import ResponseSpec
+from litestar.params import PathParameter
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from mover.daemon_health import Readiness
+from mover.daemon_http import DaemonApp, create_app
 from mover.daemon_http_access import Access
+from mover.daemon_http_streams import HEARTBEAT_S
 from mover.daemon_metrics import CONTENT_TYPE
 from mover.daemon_page import ASSETS, asset, render_login
+from mover.daemon_scicat import CatalogueTrigger
 from mover.daemon_view import DaemonView
-from mover.daemon_watchdog import LoopState
+from mover.daemon_watchdog import Liveness, LoopState
 
-__all__ = ["SESSION", "Liveness", "PageGate", "Sessions", "routes"]
+__all__ = ["SESSION", "PageGate", "Sessions", "application"]
 
 _COOKIE: Final = "mover_token"  # where the door looks
 SESSION: Final = "mover_session"  # where the gate leaves the number for the routes
@@ -45,14 +48,6 @@ _POLICY: Final = (
 )
 _PAGE_HEADERS: Final = {"Content-Security-Policy": _POLICY, "X-Frame-Options": "DENY", "Cache-Control": "no-store"}
 _Ask = Request[Any, Any, Any]
-
-
-class Liveness(msgspec.Struct, frozen=True):
-    """That this is answered says that the loop lives; ``loop`` says how well."""
-
-    alive: bool
-    summary: str
-    loop: LoopState
 
 
 class Sessions:
@@ -127,9 +122,15 @@ def _to_login(send: Send) -> Send:
     return told
 
 
-def routes(view: DaemonView, access: Access, sessions: Sessions) -> list[BaseRouteHandler]:
-    """The route handlers of page, health and metrics."""
-    return [*_page_routes(view, access), *_login_routes(view, access, sessions), *_health_routes(view)]
+def application(
+    view: DaemonView, access: Access, *, scicat: CatalogueTrigger | None = None, heartbeat_s: float = HEARTBEAT_S
+) -> tuple[DaemonApp, PageGate]:
+    """All that the daemon serves, and the gate before it, which is what a server is given; see ``create_app``."""
+    sessions = Sessions()
+    own = [*_page_routes(view, access), *_login_routes(view, access, sessions), *_health_routes(view)]
+    service = view.service.as_service()
+    app = create_app(service, access, scicat=scicat, extra_routes=own, heartbeat_s=heartbeat_s)
+    return app, PageGate(app, sessions)
 
 
 def _page_routes(view: DaemonView, access: Access) -> list[BaseRouteHandler]:
@@ -138,7 +139,7 @@ def _page_routes(view: DaemonView, access: Access) -> list[BaseRouteHandler]:
         return Response(view.page(guarded=access.guarded), headers=_PAGE_HEADERS, media_type="text/html")
 
     @get("/page/{name:str}", include_in_schema=False)
-    async def file(name: str) -> Response[str]:
+    async def file(name: Annotated[str, PathParameter()]) -> Response[str]:
         if name not in ASSETS:
             raise NotFoundException
         path, media_type = ASSETS[name]
@@ -195,7 +196,6 @@ def _health_routes(view: DaemonView) -> list[BaseRouteHandler]:
         tags=["health"],
         summary="Whether everything that is needed works: each dependency with state, latency and last success",
         description="As text, a line for each, to whoever accepts `text/plain` alone.",
-        responses={503: ResponseSpec(Readiness, description="something that is needed does not work")},
     )
     async def readyz(request: _Ask) -> Response[bytes]:
         readiness = view.readiness()
@@ -209,10 +209,9 @@ def _health_routes(view: DaemonView) -> list[BaseRouteHandler]:
         operation_id="metrics",
         tags=["health"],
         summary="Metrics for Prometheus",
-        media_type="text/plain",
     )
     async def metrics() -> Response[bytes]:
-        return Response(view.metrics.exposition(), media_type=CONTENT_TYPE)
+        return Response(view.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     return [livez, readyz, metrics]
 

@@ -29,6 +29,8 @@ _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 _JOB_ID_FORM: Final = "1 to 200 of letters, digits and . _ : -"
 _CALL_S: Final = 30.0
 _PASSING: Final = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
+_NOT_LET_IN: Final = frozenset({httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN})
+_STRANGER: Final = "PREFECT_API_AUTH_STRING is not the secret that the server was started with"
 _SHOWN_CHARACTERS: Final = 300
 
 
@@ -54,10 +56,13 @@ def check_job_id(job_id: str) -> None:
 
 
 class PrefectStarter:
-    """Starts the deployment of each kind of job: one run for a job, like the reconciler's first."""
+    """Starts the deployment of each kind of job: one run for a job, like the reconciler's first.
+
+    ``url``: the server's, without what may be secret in it.
+    """
 
     def __init__(self, client: httpx.AsyncClient, url: str) -> None:
-        self._client, self._url = client, url
+        self._client, self.url = client, url
 
     @classmethod
     @asynccontextmanager
@@ -75,6 +80,11 @@ class PrefectStarter:
         async with await anyio.to_thread.run_sync(make_client) as client:
             yield cls(client, str(httpx.URL(api_url).copy_with(userinfo=b"")))
 
+    async def check(self) -> None:
+        """Returns when jobs of each kind could be started now.  Raises as ``start``."""
+        for kind in DEPLOYMENTS:
+            await self._deployment(kind)
+
     async def start(self, kind: JobKind, job_id: str) -> str:
         """See ``Starter``; returns the id of the flow run.
 
@@ -82,10 +92,7 @@ class PrefectStarter:
             PrefectAwayError, PrefectRefusedError: the server is away; it refuses.
             ConfigError: the deployment does not exist.
         """
-        found = await self._call("GET", f"deployments/name/{DEPLOYMENTS[kind]}")
-        if found.status_code == httpx.codes.NOT_FOUND:
-            raise ConfigError(DEPLOYMENTS[kind], None, "a deployment; `python -m flows.deploy` creates it")
-        deployment_id = self._field(found, "id")
+        deployment_id = await self._deployment(kind)
         run = {
             "parameters": {"job_id": job_id},
             "name": f"{kind} job {job_id}",
@@ -93,18 +100,27 @@ class PrefectStarter:
         }
         return self._field(await self._call("POST", f"deployments/{deployment_id}/create_flow_run", run), "id")
 
+    async def _deployment(self, kind: JobKind) -> str:
+        """Its id."""
+        found = await self._call("GET", f"deployments/name/{DEPLOYMENTS[kind]}")
+        if found.status_code == httpx.codes.NOT_FOUND:
+            raise ConfigError(DEPLOYMENTS[kind], None, "a deployment; `python -m flows.deploy` creates it")
+        return self._field(found, "id")
+
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:
             return await self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise PrefectAwayError(self._url, f"{type(error).__name__}: {error}") from error
+            raise PrefectAwayError(self.url, f"{type(error).__name__}: {error}") from error
 
     def _field(self, response: httpx.Response, name: str) -> str:
+        if response.status_code in _NOT_LET_IN:
+            raise PrefectRefusedError(self.url, f"status {response.status_code}: {_STRANGER}")
         if not response.is_success:
             passing = response.is_server_error or response.status_code in _PASSING
             reason = f"status {response.status_code}: {response.text[:_SHOWN_CHARACTERS]}"
-            raise (PrefectAwayError if passing else PrefectRefusedError)(self._url, reason)
+            raise (PrefectAwayError if passing else PrefectRefusedError)(self.url, reason)
         try:
             return str(msgspec.json.decode(response.content)[name])
         except (msgspec.DecodeError, UnicodeError, KeyError, TypeError) as error:
-            raise PrefectAwayError(self._url, "an answer that is not Prefect's") from error
+            raise PrefectAwayError(self.url, "an answer that is not Prefect's") from error

@@ -8,15 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import anyio.to_thread
-import httpx
-
 from mover.daemon_health import Blocking, Finding, Probe
+from mover.daemon_prefect import PrefectStarter
 from mover.engine import EngineConfig
 from mover.errors import MissingMountError, MoverError
 from mover.policies.retry import RetryPolicy
 from mover.policies.space import SpaceReading
 from mover.scicat import SciCat, SciCatAccess
+from mover.settings_rules import Secret
 from mover.shown import bytes_text
 from mover.streams.durable import write_file_durably
 from mover.streams.lts_mount import filesystem_of, free_space, probe_mount, require_folder
@@ -155,16 +154,13 @@ async def catalogue_probe(access: SciCatAccess) -> AsyncIterator[Probe]:
 
 
 @asynccontextmanager
-async def _prefect_probe(api_url: str) -> AsyncIterator[Probe]:
-    shown = str(httpx.URL(api_url).copy_with(userinfo=b""))
-    # The certificates of the authorities are files.
-    async with await anyio.to_thread.run_sync(lambda: httpx.AsyncClient(timeout=10.0)) as client:
+async def _prefect_probe(api_url: str, auth: Secret | None) -> AsyncIterator[Probe]:
+    """Asks for what a job needs: whether the server lives it tells everybody, also those whom it lets start nothing."""
+    async with PrefectStarter.open(api_url, auth) as prefect:
 
         async def look() -> Finding:
-            reply = await client.get(f"{api_url.rstrip('/')}/health")
-            if reply.status_code >= 400:
-                return Finding(f"{shown} answers with status {reply.status_code}", "degraded")
-            return Finding(shown)
+            await prefect.check()
+            return Finding(prefect.url)
 
         # Without it jobs are not started from the catalogue, but those that the daemon has go on.
         yield Probe("prefect", look, required=False, every_s=_REMOTE_EVERY_S)
@@ -178,6 +174,7 @@ async def open_probes(
     *,
     scicat: SciCatAccess | None = None,
     prefect_url: str = "",
+    prefect_auth: Secret | None = None,
 ) -> AsyncIterator[list[Probe]]:
     """All probes, with their connections.
 
@@ -187,6 +184,7 @@ async def open_probes(
         folder: where the daemon keeps its jobs.
         scicat: None: there is no catalogue.
         prefect_url: '': there is none.
+        prefect_auth: ``user:password``; None: it asks for none.
     """
     async with AsyncExitStack() as stack:
         s3 = await stack.enter_async_context(S3Probe.open(config.s3))
@@ -198,5 +196,5 @@ async def open_probes(
         if scicat is not None:
             probes.append(await stack.enter_async_context(catalogue_probe(scicat)))
         if prefect_url:
-            probes.append(await stack.enter_async_context(_prefect_probe(prefect_url)))
+            probes.append(await stack.enter_async_context(_prefect_probe(prefect_url, prefect_auth)))
         yield probes

@@ -17,8 +17,11 @@ __all__ = ["read_dataset_view", "read_job_view", "read_page"]
 
 _REPORTS_BYTES: Final = 8 << 20
 _PAGE_DATASETS: Final = 10_000
+_PAGE_BYTES: Final = 8 << 20  # of a page's JSON
 _PATHS: Final = 20_000  # of failures, in one job: all of one
 _SHOWN_FILES: Final = 20
+_SHOWN_FILES_BYTES: Final = 4096
+_SHOWN_CHARACTERS: Final = 1000  # of a reason
 
 
 def read_job_view(connection: sqlite3.Connection, job_id: str, live: Mapping[int, Live]) -> JobView:
@@ -54,14 +57,42 @@ def read_page(
 ) -> JobPage:
     """Jobs, newest first; ``where`` as ``read_jobs`` has it, ``live`` by job and position.
 
-    Of the files that were ordered the first few are told, of those that failures name none.
+    Of the files that were ordered the first few are told, of those that failures name none, of long reasons the
+    beginning. A page ends early when it comes to more than 10,000 datasets or 8 MiB, but has one job.
     """
-    rows, following = read_jobs(connection, where, before, limit, _PAGE_DATASETS)
-    return JobPage(tuple(_short(job_view(row, items, live.get(row.id, {}))) for row, items in rows), following)
+    left_datasets, left_bytes = _PAGE_DATASETS, _PAGE_BYTES
+    page: list[JobView] = []
+    for row, items in read_jobs(connection, where, before, limit + 1):
+        view = _short(job_view(row, items, live.get(row.id, {})))
+        left_datasets -= len(items)
+        left_bytes -= len(msgspec.json.encode(view))
+        if page and (len(page) == limit or left_datasets < 0 or left_bytes < 0):
+            return JobPage(tuple(page), page[-1].id)
+        page.append(view)
+    return JobPage(tuple(page))
 
 
 def _short(job: JobView) -> JobView:
-    if len(job.options.files) <= _SHOWN_FILES:
-        return job
-    options = msgspec.structs.replace(job.options, files=job.options.files[:_SHOWN_FILES])
-    return msgspec.structs.replace(job, options=options)
+    left_bytes = _SHOWN_FILES_BYTES
+    files: list[str] = []
+    for path in job.options.files[:_SHOWN_FILES]:
+        left_bytes -= len(path.encode())
+        if files and left_bytes < 0:
+            break
+        files.append(path)
+    options = msgspec.structs.replace(job.options, files=tuple(files))
+    datasets = tuple(_short_dataset(dataset) for dataset in job.datasets)
+    return msgspec.structs.replace(job, options=options, datasets=datasets, reason=_cut(job.reason))
+
+
+def _short_dataset(dataset: DatasetView) -> DatasetView:
+    failure = dataset.failure
+    if len(dataset.reason) <= _SHOWN_CHARACTERS and (failure is None or len(failure.message) <= _SHOWN_CHARACTERS):
+        return dataset
+    if failure is not None:
+        failure = msgspec.structs.replace(failure, message=_cut(failure.message))
+    return msgspec.structs.replace(dataset, reason=_cut(dataset.reason), failure=failure)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ..."

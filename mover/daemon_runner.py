@@ -15,12 +15,21 @@ from mover.cli_errors import plain_error, record_of
 from mover.daemon_book import Item
 from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
 from mover.engine import Engine
-from mover.errors import ConfigError, DatasetBusyError, LtsError, MissingFilesError, MoverError
+from mover.errors import ConfigError, DatasetBusyError, ExitCode, LtsError, MissingFilesError, MoverError
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
 from mover.policies.space import SpaceReading
 
-__all__ = ["CATALOGUE_WANTED", "EngineRunner", "Result", "Runner", "after_error", "failure_of"]
+__all__ = [
+    "CATALOGUE_WANTED",
+    "EngineRunner",
+    "Result",
+    "Runner",
+    "after_error",
+    "after_result",
+    "failure_of",
+    "is_tried_again",
+]
 
 CATALOGUE_WANTED: Final = "the address of a catalogue, as the order asks for `registered`"
 """What is allowed for SCICAT_ENDPOINT where an order is refused for the lack of it."""
@@ -83,6 +92,20 @@ class EngineRunner:
         return None
 
 
+def after_result(result: Result) -> dict[str, Any]:
+    """What becomes of a dataset whose run came to a result, as fields of its row."""
+    if result.outcome is None or result.outcome.state == "done":
+        return {"state": "done", "reason": "", "retry_ms": 0, "failures": 0}
+    failure = failure_of(result.error) if result.error is not None else _told(result.outcome)
+    return {"state": "failed", "reason": failure.message, "failure": failure, "retry_ms": 0}
+
+
+def _told(outcome: DatasetOutcome) -> Failure:
+    if outcome.state == "user-error":
+        return Failure("UserError", outcome.message, ExitCode.USER, retryable=False, fault="user")
+    return Failure("CatalogueAccessError", outcome.message, ExitCode.SYSTEM, retryable=False, fault="system")
+
+
 def after_error(
     item: Item, error: Exception, now_ms: int, policy: RetryPolicy, busy_patience_s: float, rng: Callable[[], float]
 ) -> dict[str, Any]:
@@ -97,11 +120,21 @@ def after_error(
             return _waiting(f"in use by {leaf.holder}", now_ms, pause_s, item.row.failures)
         return {"state": "failed", "reason": failure.message, "failure": failure, "retry_ms": 0}
     item.busy_since_ms = 0
-    failures = 1 if item.live is not None and item.live.advanced else item.row.failures + 1
+    failures = _failures_in_a_row(item)
     retry_s = delay_s(policy, failures, leaf, rng)
     if retry_s is not None:
         return _waiting(failure.message, now_ms, retry_s, failures)
     return {"state": "failed", "reason": failure.message, "failure": failure, "failures": failures, "retry_ms": 0}
+
+
+def is_tried_again(item: Item, error: MoverError, policy: RetryPolicy) -> bool:
+    """What ``after_error`` decides about a failure that is no run elsewhere."""
+    return delay_s(policy, _failures_in_a_row(item), error, lambda: 0.0) is not None
+
+
+def _failures_in_a_row(item: Item) -> int:
+    """This one included."""
+    return 1 if item.live is not None and item.live.advanced else item.row.failures + 1
 
 
 def _waiting(reason: str, now_ms: int, pause_s: float, failures: int) -> dict[str, Any]:

@@ -67,13 +67,16 @@ class UnexpectedStartError(MoverError):
 
 
 class _Order(msgspec.Struct):
-    """What is read of a job in the form of either version, or of the two fields that every site has to send."""
+    """What is read of a job in the form of either version, or of the two fields that every site has to send.
 
-    type: str = ""
-    id: str = ""
-    old_id: str = msgspec.field(default="", name="_id")
-    status: str = msgspec.field(default="", name="statusCode")
-    old_status: str = msgspec.field(default="", name="jobStatusMessage")
+    A template writes null for a field that the job lacks: that is as if it were not there.
+    """
+
+    type: str | None = None
+    id: str | None = None
+    old_id: str | None = msgspec.field(default=None, name="_id")
+    status: str | None = msgspec.field(default=None, name="statusCode")
+    old_status: str | None = msgspec.field(default=None, name="jobStatusMessage")
 
 
 class _Task:
@@ -160,13 +163,11 @@ class CatalogueTrigger:
 async def _take(
     request: Request[Any, Any, Any], scicat: NamedDependency[SkipValidation[CatalogueTrigger]]
 ) -> Response[bytes]:
-    order = _read(await request.body())
-    job_id = order.id or order.old_id
+    job_id, kind_name, status = _read(await request.body())
     check_job_id(job_id)
-    kind = _KINDS.get(order.type)
-    status = order.status or order.old_status
+    kind = _KINDS.get(kind_name)
     if kind is None:
-        reply = TriggerReply(job_id, "ignored", f"jobs of type {order.type[:200]!r} are none of the mover's")
+        reply = TriggerReply(job_id, "ignored", f"jobs of type {kind_name[:200]!r} are none of the mover's")
     elif status not in {"", SUBMITTED}:
         reply = TriggerReply(job_id, "ignored", f"the job is {status[:200]!r}, and was told of before")
     else:
@@ -179,7 +180,8 @@ TRIGGER_ROUTE: Final = _take
 """The route; it needs the dependency ``scicat``."""
 
 
-def _read(body: bytes) -> _Order:
+def _read(body: bytes) -> tuple[str, str, str]:
+    """Id, type and status ('': not told).  Raises BodyError."""
     try:
         document = msgspec.json.decode(body)
         if isinstance(document, str):  # a template that quotes the job once too often
@@ -188,8 +190,9 @@ def _read(body: bytes) -> _Order:
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         detail = "the body is no job of SciCat: a JSON object with at least `id` and `type`"
         raise BodyError(detail, (field_error("", None, str(error)),)) from error
-    for name in ("type", "id"):
-        if not (order.type if name == "type" else order.id or order.old_id):
+    kind_name, job_id = order.type or "", order.id or order.old_id or ""
+    for name, value in (("type", kind_name), ("id", job_id)):
+        if not value:
             detail = f"{name} is missing"
             raise BodyError(detail, ({"field": name, "value": "", "allowed": "a text that is not empty"},))
-    return order
+    return job_id, kind_name, order.status or order.old_status or ""

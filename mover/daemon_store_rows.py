@@ -169,12 +169,11 @@ def read_transitions(
 
 
 def read_jobs(
-    connection: sqlite3.Connection, where: Sequence[tuple[str, str]], before: str, limit: int, datasets: int
-) -> tuple[list[tuple[JobRow, list[ItemRow]]], str]:
-    """Jobs, newest first, with their datasets, and what the next page goes on before; '' at the end.
+    connection: sqlite3.Connection, where: Sequence[tuple[str, str]], before: str, limit: int
+) -> Iterator[tuple[JobRow, list[ItemRow]]]:
+    """Jobs, newest first, with their datasets, one by one: together they may be more than memory should hold.
 
-    ``where``: columns ``state``, ``owner``, ``dataset_id`` and their values. A page ends early when it comes to more
-    than so many ``datasets``.
+    ``where``: columns ``state``, ``owner``, ``dataset_id`` and their values.
     """
     names = [name for name, _ in where]
     source = "items JOIN jobs ON jobs.id = items.job_id" if "dataset_id" in names else "jobs"
@@ -182,15 +181,8 @@ def read_jobs(
     columns = ", ".join(f"jobs.{name}" for name in _JOB.replace(" ", "").split(","))
     conditions = " AND ".join([f"{key} < ?", *(f"{_QUALIFIED[name]} = ?" for name in names)])
     query = f"SELECT {columns} FROM {source} WHERE {conditions} ORDER BY {key} DESC LIMIT ?"
-    rows = connection.execute(query, (before or _NEWEST, *(value for _, value in where), limit + 1)).fetchall()
-    found: list[tuple[JobRow, list[ItemRow]]] = []
-    for row in rows[:limit]:
-        items = read_items(connection, row[0])
-        datasets -= len(items)
-        if datasets < 0 and found:
-            return found, found[-1][0].id
-        found.append((_job(row), items))
-    return found, found[-1][0].id if len(rows) > limit else ""
+    for row in connection.execute(query, (before or _NEWEST, *(value for _, value in where), limit)):
+        yield _job(row), read_items(connection, row[0])
 
 
 _QUALIFIED: Final = {"state": "jobs.state", "owner": "jobs.owner", "dataset_id": "items.dataset_id"}

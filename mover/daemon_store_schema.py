@@ -72,10 +72,11 @@ class NewJob(msgspec.Struct, frozen=True):
     digest: bytes
 
 
-class ItemRow(msgspec.Struct, frozen=True):
+class ItemRow(msgspec.Struct, frozen=True, gc=False):
     """A dataset of a job. ``failures``: in a row; ``retry_ms`` 0: none is due; ``outcome``: for the catalogue, JSON.
 
-    ``number``: the job's last one as it was changed; an older change that is written late does not undo it.
+    ``number``: the job's last one as it was changed; an older change that is written late does not undo it. There are
+    many, and no rings among them: the garbage collector, which holds the loop up, need not look at them.
     """
 
     job_id: str
@@ -91,7 +92,7 @@ class ItemRow(msgspec.Struct, frozen=True):
     number: int = 0
 
 
-class TransitionRow(msgspec.Struct, frozen=True):
+class TransitionRow(msgspec.Struct, frozen=True, gc=False):
     """A change; ``job_state`` is what the job is after it."""
 
     job_id: str

@@ -50,15 +50,14 @@ async def job_events(store: Store, ledger: Ledger, job_id: str, after: int) -> A
                     return
 
 
-async def all_events(ledger: Ledger, after: int) -> AsyncIterator[JobEvent]:
-    """Live events of all jobs."""
+async def all_events(ledger: Ledger) -> AsyncIterator[JobEvent]:
+    """Live events of all jobs; first how what is in work stands."""
     with ledger.hub.subscribed() as subscription:
         for job_id in list(ledger.jobs):
             _show_again(ledger, job_id)
         while True:
             for event in await subscription.take():
-                if event.number > after:
-                    yield event
+                yield event
 
 
 def _unread(events: list[JobEvent], read_to: int) -> list[JobEvent]:

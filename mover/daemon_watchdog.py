@@ -24,7 +24,7 @@ from mover.daemon_notify import Notifier
 from mover.daemon_priority import PROMPT, give_way
 from mover.tasks import open_task_group
 
-__all__ = ["LoopState", "LoopWatchdog"]
+__all__ = ["Liveness", "LoopState", "LoopWatchdog"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,14 @@ class LoopState(msgspec.Struct, frozen=True):
     last_blocked_at: str = ""
     last_blocked_s: float = 0.0
     last_blocked_in: str = ""
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    """That this is answered says that the loop lives; ``loop`` says how well."""
+
+    alive: bool
+    summary: str
+    loop: LoopState
 
 
 class LoopWatchdog:

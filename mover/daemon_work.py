@@ -9,23 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, get_args
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
-from mover.api import Failure, JobKind
+from mover.api import JobKind
 from mover.daemon_book import Item, Job, Live, Update
 from mover.daemon_catalogue_runs import CatalogueRunner
 from mover.daemon_ledger import Entry, Ledger
-from mover.daemon_runner import Result, Runner, after_error, failure_of
+from mover.daemon_runner import Result, Runner, after_error, after_result, failure_of
 from mover.daemon_store_schema import ItemRow, JobRow
-from mover.daemon_waits import datablock_stem, limit_waits
-from mover.errors import ExitCode, MoverError
-from mover.jobs_lifecycle import DatasetOutcome
+from mover.daemon_waits import datablock_stem, is_same_wait, limit_waits
+from mover.errors import MoverError
 from mover.model import Progress
 from mover.policies.fairness import FairQueue
 from mover.policies.limits import LimitStatistics
 from mover.policies.retry import RetryPolicy
-from mover.tasks import open_task_group
+from mover.tasks import TURN, in_turns, open_task_group
 
 __all__ = ["Work", "WorkRules"]
 
@@ -33,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 _TELL_EVERY_S: Final = 0.125
 _SETTLES_S: Final = 1.0  # a wait that is shorter is no change of state
-_CHANGES: Final = 100  # between waiting and running, of one attempt, that are kept
+_CHANGES: Final = (
+    100  # between waiting and running, of one attempt, that are kept; half as many are of the reason alone
+)
 _LETTING_GO_S: Final = 30.0
 _LONGEST_SLEEP_S: Final = 30.0  # the clock of the host may be set
 _LANES: Final[tuple[str, ...]] = get_args(JobKind)
@@ -73,16 +75,18 @@ class Work:
             self._tasks.start_soon(self._watch_due)
             self._tasks.start_soon(self._watch_live)
 
-    def add(self, row: JobRow, rows: Sequence[ItemRow]) -> None:
-        """Queues a job that was accepted just now."""
-        for item in self._ledger.add(row, rows).items.values():
+    async def queue(self, job: Job) -> None:
+        """Queues a job that was accepted just now, unless it is cancelled meanwhile: then it does not go on."""
+        async for item in in_turns(list(job.items.values())):
+            if job.row.cancelled_by:
+                return
             self._enqueue(item)
 
-    def take_up(self, row: JobRow, rows: Sequence[ItemRow]) -> Entry | None:
-        """Queues a job that was accepted by an earlier process; what was in work then goes on first."""
-        job = self._ledger.add(row, rows)
+    async def take_up(self, row: JobRow, rows: Sequence[ItemRow]) -> Entry | None:
+        """Queues a job of an earlier process, before ``run``: only here it changes. What was in work goes on first."""
+        job = await self._ledger.add(row, rows)
         updates = []
-        for item in list(job.items.values()):
+        async for item in in_turns(list(job.items.values())):
             if row.cancelled_by:
                 updates.append(_cancelled(item, row.cancelled_by))
                 continue
@@ -95,17 +99,24 @@ class Work:
 
     async def cancel(self, job: Job, who: str) -> None:
         """Ends all datasets of the job; those in work as soon as they let go. Durable for the others on return."""
+        # From here on, before anybody else has a turn, nothing of the job is begun: it is out of the queue and marked.
         job.row = msgspec.structs.replace(job.row, cancelled_by=who)
-        updates = []
+        rest = []
         for item in list(job.items.values()):
             if item.scope is not None:
                 item.scope.cancel()
             else:
                 self._queue.discard(item)
-                updates.append(_cancelled(item, who))
-        entry = self._ledger.enter(job, updates, reason=f"cancelled by {who}")
+                rest.append(item)
         self._pick_again.set()
-        await self._ledger.settle(entry)
+        entries = []
+        while len(rest) > TURN:
+            entries.append(self._ledger.enter(job, _cancellations(rest[:TURN], who)))
+            rest = rest[TURN:]
+            await anyio.lowlevel.checkpoint()
+        entries.append(self._ledger.enter(job, _cancellations(rest, who), reason=f"cancelled by {who}"))
+        for entry in entries:
+            await self._ledger.settle(entry)
         self._close_if_done(job)
 
     async def stop(self, deadline_s: float) -> None:
@@ -148,7 +159,7 @@ class Work:
                     item = self._queue.pick(lane)
                     if item is None:
                         break
-                    item.live, item.scope = Live(self._ledger.now_ms), anyio.CancelScope()
+                    item.begin(self._ledger.now_ms)
                     self.in_work[item.dataset_id] = item
                     self._has_work.set()
                     self._start(self._attempt, item)
@@ -165,7 +176,7 @@ class Work:
             now_ms = self._ledger.now_ms
             while self._due and self._due[0][0] <= now_ms:
                 item = heapq.heappop(self._due)[2]
-                if item.job.items.get(item.row.position) is item:  # not cancelled meanwhile
+                if item.job.items.get(item.row.position) is item and not item.job.row.cancelled_by:
                     self._queue.add(item)
                     self._pick_again.set()
             pause_s = (self._due[0][0] - now_ms) / 1000 if self._due else _LONGEST_SLEEP_S
@@ -185,7 +196,7 @@ class Work:
                 try:
                     runner = self._catalogue if item.job.row.catalogue_job and self._catalogue else self._runner
                     result = await runner.run(item)
-                    fields = _result_fields(result)
+                    fields = after_result(result)
                 except Exception as error:  # noqa: BLE001 - a dataset that fails takes no other one with it
                     fields = self._error_fields(item, error)
             await self._settle_attempt(item, fields or self._stopped_fields(item), result)
@@ -261,11 +272,14 @@ class Work:
 
     def _show_wait(self, item: Item, live: Live) -> None:
         reason, now_s = live.waits_for, anyio.current_time()
-        if bool(reason) == (item.row.state == "waiting"):
+        shown = item.row.reason if item.row.state == "waiting" else ""
+        if is_same_wait(reason, shown):
             live.differs_since = None
         elif live.differs_since is None:
             live.differs_since = now_s
-        elif now_s - live.differs_since >= _SETTLES_S and live.changes < _CHANGES:
+        elif now_s - live.differs_since >= _SETTLES_S and live.changes < (
+            _CHANGES // 2 if reason and shown else _CHANGES
+        ):
             live.differs_since, live.changes = None, live.changes + 1
             update = Update(item, {"state": "waiting" if reason else "running", "reason": reason})
             self._start(self._ledger.settle, self._ledger.enter(item.job, [update]))
@@ -275,19 +289,10 @@ class Work:
         self._tasks.start_soon(call, *arguments)
 
 
+def _cancellations(items: Sequence[Item], who: str) -> list[Update]:
+    """Without those whose attempt ended while others had their turn, and which were cancelled there."""
+    return [_cancelled(item, who) for item in items if item.row.position in item.job.items]
+
+
 def _cancelled(item: Item, who: str) -> Update:
     return Update(item, {"state": "cancelled", "reason": f"cancelled by {who}", "retry_ms": 0})
-
-
-def _result_fields(result: Result) -> dict[str, Any]:
-    """What follows from a run that came to a result."""
-    if result.outcome is None or result.outcome.state == "done":
-        return {"state": "done", "reason": "", "retry_ms": 0, "failures": 0}
-    failure = failure_of(result.error) if result.error is not None else _told(result.outcome)
-    return {"state": "failed", "reason": failure.message, "failure": failure, "retry_ms": 0}
-
-
-def _told(outcome: DatasetOutcome) -> Failure:
-    if outcome.state == "user-error":
-        return Failure("UserError", outcome.message, ExitCode.USER, retryable=False, fault="user")
-    return Failure("CatalogueAccessError", outcome.message, ExitCode.SYSTEM, retryable=False, fault="system")

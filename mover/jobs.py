@@ -35,13 +35,18 @@ from mover.jobs_result import archived_outcome, retrieved_outcome
 from mover.policies.busy import while_busy
 from mover.reports import ArchiveReport, RetrieveReport
 
-__all__ = ["DatasetEngine", "DatasetResult", "JobRunner", "merged_datasets", "tell", "update_job"]
+__all__ = ["DatasetEngine", "DatasetResult", "JobRunner", "Passes", "merged_datasets", "tell", "update_job"]
 
 R = TypeVar("R", ArchiveReport, RetrieveReport)
+Passes = Callable[[MoverError], bool]
 
 _log = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 86_400.0
+
+
+def _never(_error: MoverError) -> bool:
+    return False
 
 
 class DatasetResult(msgspec.Struct, Generic[R], frozen=True):
@@ -110,21 +115,26 @@ class JobRunner:
         """Shows that somebody works on the job."""
         await update_job(self._catalogue, job_id, IN_PROGRESS, message)
 
-    async def archive(self, dataset_id: str, *, release_source: bool) -> DatasetResult[ArchiveReport]:
-        """Archives one dataset of a job; failures are results, already told to the catalogue."""
+    async def archive(
+        self, dataset_id: str, *, release_source: bool, passes: Passes = _never
+    ) -> DatasetResult[ArchiveReport]:
+        """Archives one dataset of a job; failures are results, already told to the catalogue.
+
+        Those that ``passes`` says the caller comes back for are raised; the catalogue then goes on showing work.
+        """
 
         async def work() -> ArchiveReport:
             return await self._engine.archive(dataset_id, release_source=release_source)
 
-        return await self._run("archive", dataset_id, work, archived_outcome)
+        return await self._run("archive", dataset_id, work, archived_outcome, passes)
 
-    async def retrieve(self, dataset: JobDataset) -> DatasetResult[RetrieveReport]:
-        """Retrieves one dataset of a job, or files of it; failures are results, already told to the catalogue."""
+    async def retrieve(self, dataset: JobDataset, *, passes: Passes = _never) -> DatasetResult[RetrieveReport]:
+        """Retrieves one dataset of a job, or files of it; failures as with ``archive``."""
 
         async def work() -> RetrieveReport:
             return await self._engine.retrieve(dataset.dataset_id, files=dataset.files)
 
-        return await self._run("retrieve", dataset.dataset_id, work, retrieved_outcome)
+        return await self._run("retrieve", dataset.dataset_id, work, retrieved_outcome, passes)
 
     async def finish(
         self,
@@ -156,8 +166,9 @@ class JobRunner:
         dataset_id: str,
         work: Callable[[], Awaitable[R]],
         done: Callable[[R], DatasetOutcome],
+        passes: Passes,
     ) -> DatasetResult[R]:
-        """Raises a retryable MoverError for a catalogue that cannot be told: somebody has to come back to the job."""
+        """Raises a retryable MoverError also for a catalogue that cannot be told: somebody has to come back."""
         try:
             before = await self._catalogue.lifecycle(dataset_id)
             if not is_started(kind, before):  # else a run that works on it may be writing, and is the only one to write
@@ -175,6 +186,8 @@ class JobRunner:
             await self._give_up_waiting(kind, dataset_id, before)
             return DatasetResult(failure_outcome(dataset_id, error), error=error)
         except MoverError as error:
+            if passes(error):
+                raise
             _log.warning("%s of %s failed: %s", kind, dataset_id, error)
             outcome, failure = failure_outcome(dataset_id, error), error
         return DatasetResult(await tell(self._catalogue, kind, outcome), report, failure)

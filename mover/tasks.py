@@ -1,4 +1,4 @@
-"""Task groups whose failure is one error of the project's tree, not a group of them."""
+"""Task groups whose failure is one error of the tree, not a group of them; long loops that let other tasks go on."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from mover.errors import MoverError, gravity
 
-__all__ = ["let_finish", "open_task_group", "side_by_side"]
+__all__ = ["TURN", "in_turns", "let_finish", "open_task_group", "side_by_side"]
 
 T = TypeVar("T")
 
+TURN: Final = 250
+"""Items of a long loop that are dealt with before other tasks have their turn: about a millisecond's worth."""
+
 _BY_SCOPE: Final = "Cancelled via cancel scope "  # anyio's mark, by which it knows its own
+
+
+async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items; other tasks have their turn between every few hundred of them, and not before the first."""
+    for index, item in enumerate(items):
+        if index and not index % TURN:
+            await anyio.lowlevel.checkpoint()
+        yield item
 
 
 @asynccontextmanager

@@ -19,10 +19,26 @@ from mover.streams.units import WindowKey
 from mover.tasks import open_task_group
 from mover.verify import ReadBackResult, raise_breaks
 
-__all__ = ["VerifyLevel", "committed_manifests", "expected_checksums", "expected_windows", "verify_dataset"]
+__all__ = [
+    "NotRecalledError",
+    "VerifyLevel",
+    "committed_manifests",
+    "expected_checksums",
+    "expected_windows",
+    "verify_dataset",
+]
 
 VerifyLevel = Literal["written", "read-back", "recalled"]
 """``written``: sizes only, no byte is read; ``read-back``: every byte; ``recalled``: as that, from tape."""
+
+
+class NotRecalledError(LtsError):
+    """A datablock was on disk, though the proof was to be read from tape: reading it again proves no more."""
+
+    retryable = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__("verify", name, "its bytes agree, but it was on disk: this proves nothing about the tape")
 
 
 async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> VerifyReport:
@@ -31,7 +47,8 @@ async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> V
     Raises:
         DatasetNotFoundError: the dataset has no manifests.
         LayoutMismatchError, DigestMismatchError: a datablock is not what its manifest proves.
-        LtsError: a datablock cannot be read, or a file is not on tape though ``recalled`` was asked for.
+        LtsError: a datablock cannot be read.
+        NotRecalledError: it is on disk, though ``recalled`` was asked for.
     """
     began = anyio.current_time()
     check_dataset_id(dataset_id)
@@ -101,7 +118,7 @@ async def _verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest,
     if evidence.digest != manifest.digest:
         raise DigestMismatchError(name, ALGORITHM, manifest.digest, evidence.digest, "the LTS")
     if level == "recalled" and evidence.level is not EvidenceLevel.RECALLED:
-        raise LtsError("verify", name, "its bytes agree, but it was on disk: this proves nothing about the tape")
+        raise NotRecalledError(name)
     counters = ByteCounters(lts_read_bytes=manifest.size_bytes)
     return _report(manifest, name, evidence.level, began - queued, anyio.current_time() - began, counters)
 

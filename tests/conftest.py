@@ -33,6 +33,7 @@ _MAY_BLOCK = (
     ("botocore/configloader.py", {"raw_config_parse"}),
     ("botocore/httpsession.py", {"get_cert_path", "where"}),
     ("aiobotocore/session.py", {"_create_client"}),
+    ("prometheus_client/process_collector.py", {"collect"}),  # files of /proc are memory
     ("<frozen importlib._bootstrap>", {"_find_and_load"}),
 )
 

@@ -10,17 +10,18 @@ from pathlib import Path
 import anyio
 import pytest
 
-from mover.api import is_final
+from mover.api import DatasetView, is_final
 from mover.daemon_book import Item
 from mover.daemon_jobs import JobService
 from mover.daemon_runner import Result
 from mover.daemon_store import Pending
 from mover.engine import EngineConfig
 from mover.errors import CatalogueTransientError
+from mover.policies.retry import RetryPolicy
 from mover.scicat import SciCat, SciCatAccess
 from mover.settings_rules import Secret
 from tests.datasets import DATASET, make_config, upload
-from tests.job_services import ended, open_service, order, until
+from tests.job_services import QUICK, ended, open_service, order, service_config, until
 from tests.scicat_fake.server import ScicatServer
 from tests.servers import S3Server, fresh_bucket
 
@@ -42,10 +43,24 @@ def config(tmp_path: Path, moto_server: S3Server, scicat_server: ScicatServer) -
 
 
 @asynccontextmanager
-async def service_of(config: EngineConfig, scicat: ScicatServer) -> AsyncIterator[JobService]:
+async def service_of(
+    config: EngineConfig, scicat: ScicatServer, retry: RetryPolicy = QUICK
+) -> AsyncIterator[JobService]:
     access = SciCatAccess(scicat.url, scicat.user, Secret(scicat.password))
-    async with SciCat.open(access) as catalogue, open_service(config, catalogue=catalogue) as service:
+    jobs = service_config(config.scratch_folder, retry=retry)
+    async with SciCat.open(access) as catalogue, open_service(config, jobs, catalogue=catalogue) as service:
         yield service
+
+
+async def _until_waiting(service: JobService, job_id: str) -> DatasetView:
+    with anyio.fail_after(20):
+        while (dataset := (await service.job(job_id)).datasets[0]).state != "waiting":  # noqa: ASYNC110 - the journal knows
+            await anyio.sleep(0.01)
+    return dataset
+
+
+def _ends(scicat: ScicatServer, job_id: str) -> list[str]:
+    return [status for status in scicat.control.job_statuses(job_id) if status.startswith("finished")]
 
 
 async def test_the_catalogue_sees_a_job_begin_its_datasets_and_its_end(
@@ -132,6 +147,45 @@ async def test_a_failed_dataset_is_told_with_its_error_and_the_job_with_its_verd
     assert failure is not None
     assert (failure.kind, failure.fault) == ("MissingFilesError", "user")
     assert control.job_statuses(archival)[-1] == "finishedWithDatasetErrors"
+
+
+async def test_a_share_that_is_away_for_now_is_waited_for_over_a_restart_and_the_catalogue_shows_work_meanwhile(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    archival = control.seed_job("archive", [DATASET])
+    away = config.lts_root.with_name("away")
+    patient = RetryPolicy(attempts=100, base_s=0.5, cap_s=0.5)
+    async with service_of(config, scicat_server, patient) as service:
+        config.lts_root.rename(away)
+        job, _ = await service.submit(order(DATASET), owner="scicat", catalogue_job=archival)
+        dataset = await _until_waiting(service, job.id)
+        assert "is the share mounted?" in dataset.reason
+        assert dataset.retry_at
+        assert control.job_statuses(archival)[-1] == "inProgress"
+    away.rename(config.lts_root)
+    async with service_of(config, scicat_server, patient) as service:
+        done = await ended(service, job.id)
+    assert (done.state, done.reason) == ("done", "the catalogue shows finishedSuccessful")
+    assert done.datasets[0].attempt > 1
+    assert _ends(scicat_server, archival) == ["finishedSuccessful"]
+    assert "scheduleArchiveJobFailed" not in control.lifecycle_values(DATASET)
+
+
+async def test_a_failure_that_outlasts_all_tries_is_told_to_the_catalogue_once(
+    config: EngineConfig, scicat_server: ScicatServer
+) -> None:
+    control = scicat_server.control
+    archival = control.seed_job("archive", [DATASET])
+    async with service_of(config, scicat_server) as service:
+        config.lts_root.rename(config.lts_root.with_name("away"))
+        job, _ = await service.submit(order(DATASET), owner="scicat", catalogue_job=archival)
+        done = await ended(service, job.id)
+    failure = done.datasets[0].failure
+    assert failure is not None
+    assert (done.datasets[0].state, done.datasets[0].attempt, failure.kind) == ("failed", 3, "MissingMountError")
+    assert _ends(scicat_server, archival) == ["finishedUnsuccessful"]
+    assert control.lifecycle_values(DATASET).count("scheduleArchiveJobFailed") == 1
 
 
 async def test_a_cancelled_job_leaves_no_dataset_in_progress(config: EngineConfig, scicat_server: ScicatServer) -> None:

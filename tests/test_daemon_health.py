@@ -16,10 +16,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
+import httpx
 import pytest
 
 from mover.daemon_health import Blocking, DependencyState, Finding, HealthMonitor, Probe
 from mover.daemon_notify import Notifier
+from mover.daemon_prefect import DEPLOYMENTS
 from mover.daemon_probes import LtsProbe, catalogue_probe, open_probes, scratch_probe
 from mover.daemon_watchdog import LoopWatchdog
 from mover.engine import EngineConfig
@@ -30,6 +33,7 @@ from mover.settings_rules import Secret
 from mover.streams.lts_mount import free_space
 from mover.streams.s3_calls import S3Endpoint
 from tests.lts_mounts import small_mount
+from tests.prefect_servers import PrefectServer
 from tests.scicat_fake.server import ScicatServer
 from tests.servers import S3Server, fresh_bucket
 
@@ -219,9 +223,12 @@ def _config(server: S3Server, folder: Path, buckets: Buckets, *, staging: bool =
     return EngineConfig(s3=endpoint, buckets=buckets, lts_root=folder, scratch_folder=folder, staging=staging)
 
 
-async def _found(config: EngineConfig, name: str, folder: Path, prefect_url: str = "") -> tuple[str, str]:
+async def _found(
+    config: EngineConfig, name: str, folder: Path, prefect_url: str = "", prefect_auth: str = ""
+) -> tuple[str, str]:
     lts = LtsProbe(folder, folder / "daemon", 0)
-    async with open_probes(config, lts, folder, prefect_url=prefect_url) as probes:
+    auth = Secret(prefect_auth) if prefect_auth else None
+    async with open_probes(config, lts, folder, prefect_url=prefect_url, prefect_auth=auth) as probes:
         (probe,) = (probe for probe in probes if probe.name == name)
         async with _watching(probe) as monitor:
             await _until(lambda: monitor.readiness().dependencies[0].state != "unknown")
@@ -251,6 +258,37 @@ async def test_services_that_are_away_fail_and_say_where_they_should_be(tmp_path
         state, detail = await _found(_config(away, tmp_path, buckets), "prefect", tmp_path, prefect_url=f"{url}/api")
         assert state == "failed"
         assert "Connect" in detail
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_prefect_works_when_it_lets_the_daemon_in_and_has_what_jobs_are_started_with(tmp_path: Path) -> None:
+    server = PrefectServer(tmp_path / "prefect", {"PREFECT_SERVER_API_AUTH_STRING": "admin:the-secret"})
+    nowhere = S3Server("away", "http://127.0.0.1:9", "test", "test-secret")
+    config = _config(nowhere, tmp_path, Buckets("landing-zone", "staging", "retrieval"))
+
+    async def found(auth: str) -> tuple[str, str]:
+        return await _found(config, "prefect", tmp_path, server.url, auth)
+
+    try:
+        await anyio.to_thread.run_sync(server.start)
+        for auth in ("", "admin:wrong"):
+            state, detail = await found(auth)
+            assert (state, "PREFECT_API_AUTH_STRING" in detail, "401" in detail) == ("failed", True, True)
+            assert "wrong" not in detail
+        state, detail = await found("admin:the-secret")
+        assert (state, "archive_datasetlist/datasets_archival" in detail) == ("failed", True)
+        assert "python -m flows.deploy" in detail
+        async with httpx.AsyncClient(base_url=server.url, auth=("admin", "the-secret"), timeout=30) as client:
+            for names in DEPLOYMENTS.values():
+                flow, _, deployment = names.partition("/")
+                flow_id = (await client.post("/flows/", json={"name": flow})).json()["id"]
+                made = await client.post("/deployments/", json={"name": deployment, "flow_id": flow_id})
+                assert made.is_success, made.text
+        assert await found("admin:the-secret") == ("ok", server.url)
+        assert (await found("admin:wrong"))[0] == "failed"
+    finally:
+        await anyio.to_thread.run_sync(server.kill_all)
 
 
 async def test_the_catalogue_is_logged_in_to(scicat_server: ScicatServer) -> None:

@@ -94,6 +94,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "no value with more than one dataset",
     ),
     ({"kind": "retrieve", "options": {"files": ["../x"]}}, "options.files[0]", '"../x"', "'..' segment"),
+    (
+        {"kind": "retrieve", "options": {"files": ["x", "x" * 4097]}},
+        "options.files[1]",
+        f'"{"x" * 199} ...',
+        "a text, 1 to 4,096 long",
+    ),
 ]
 
 
@@ -106,6 +112,30 @@ async def test_what_cannot_be_ordered_is_named_with_its_value_and_what_is_allowe
             assert answer.headers["X-Request-Id"] == "mine-1"
             assert [(item["field"], item["value"]) for item in problem["errors"]] == [(field, value)]
             assert allowed in problem["errors"][0]["allowed"]
+
+
+REFUSED_PARAMETERS: list[tuple[str, dict[str, str], str, str, str]] = [
+    ("/v1/jobs?state=zz", {}, "state", '"zz"', "cancelled, done, failed, queued, running, waiting"),
+    ("/v1/jobs?limit=0", {}, "limit", '"0"', "a whole number, 1 to 1,000"),
+    (f"/v1/jobs?dataset_id={'x' * 1025}", {}, "dataset_id", f'"{"x" * 199} ...', "0 to 1,024 long"),
+    ("/v1/jobs/x/dataset?dataset_id=", {}, "dataset_id", '""', "1 to 1,024 long"),
+    ("/v1/jobs/x/events?after=-1", {}, "after", '"-1"', "0 to 999,999,999,999,999"),
+    ("/v1/jobs/x/events", {"Last-Event-ID": "x"}, "Last-Event-ID", '"x"', "in the form ^[0-9]"),
+]
+
+
+async def test_a_parameter_that_is_refused_is_named_as_callers_know_it_with_its_value_and_what_is_allowed(
+    held: Served,
+) -> None:
+    async with browser(held) as client:
+        for path, headers, field, value, allowed in REFUSED_PARAMETERS:
+            answer = await client.get(path, headers=headers)
+            (error,) = answer.json()["errors"]
+            assert (answer.status_code, error["field"], error["value"]) == (400, field, value)
+            assert allowed in error["allowed"]
+            assert answer.json()["detail"] == f"{field} is {value}: allowed is {error['allowed']}"
+        answer = await client.post("/v1/jobs", json=ORDER, headers={"Idempotency-Key": "a b"})
+        assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
 
 
 async def test_bodies_that_are_too_long_or_no_json_are_refused(held: Served) -> None:
@@ -184,6 +214,24 @@ async def test_events_have_ids_go_on_after_the_last_one_and_end_with_the_job(con
         assert (await read_events(client, f"/v1/jobs/{job.id}/events", "x"))[0] == 400
 
 
+async def test_events_of_all_jobs_begin_with_now_whatever_number_a_reader_comes_back_with(held: Served) -> None:
+    async with browser(held, **{"Last-Event-ID": "9" * 15}) as client:
+        with anyio.fail_after(20):
+            async with client.stream("GET", "/v1/events?after=999999999999999") as stream:
+                job_id = (await client.post("/v1/jobs", json=ORDER)).json()["id"]
+                data = [line async for line in _data(stream, 1)]
+    assert f'"job_id":"{job_id}"' in data[0]
+
+
+async def _data(stream: httpx.Response, count: int) -> AsyncIterator[str]:
+    async for line in stream.aiter_lines():
+        if line.startswith("data: "):
+            yield line
+            count -= 1
+            if not count:
+                return
+
+
 @pytest.mark.slow
 async def test_a_stream_without_news_is_kept_alive_and_ended_when_the_daemon_stops(held: Served) -> None:
     async with browser(held) as client:
@@ -233,7 +281,10 @@ async def test_tokens_decide_who_reads_and_who_operates(config: EngineConfig) ->
         wrong = await nobody.get("/v1/jobs", headers={"Authorization": f"Bearer {OPERATOR}x"})
         assert OPERATOR not in wrong.text
         assert wrong.status_code == 401
-        cookie = {"Cookie": f"other=1; mover_token={OPERATOR}"}
+        assert (await nobody.get("/v1/jobs", headers={"Cookie": f"mover_token={OPERATOR}"})).status_code == 401
+        session = (await nobody.post("/login", data={"token": OPERATOR})).cookies["mover_token"]
+        nobody.cookies.clear()
+        cookie = {"Cookie": f"other=1; mover_token={session}"}
         assert (await nobody.get("/v1/jobs", headers=cookie)).status_code == 200
         assert (await nobody.delete(f"/v1/jobs/{job['id']}", headers=cookie)).status_code == 401
         basic = httpx.BasicAuth("scicat", OPERATOR)

@@ -277,7 +277,7 @@ async def test_a_full_queue_refuses_with_a_time_and_still_knows_its_keys(config:
     bounded = service_config(config.scratch_folder, jobs_limit=2, datasets_limit=3)
     async with open_service(config, bounded, steer) as service:
         job, _ = await service.submit(order(DATASET), owner="ann", key="k")
-        for too_long in (order(*OTHERS[:3]), order(OTHERS[0], kind="retrieve", files=("a", "b"))):
+        for too_long in (order(*OTHERS[:3]), order(OTHERS[0], kind="retrieve", files=("a" * 1024,))):
             with pytest.raises(QueueFullError, match="3 datasets and files"):
                 await service.submit(too_long, owner="ann")
         await service.submit(order(OTHERS[0]), owner="ann")

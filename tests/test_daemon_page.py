@@ -98,7 +98,15 @@ async def test_all_that_is_going_on_is_there_without_a_script() -> None:
         *("transfer-1", "not ready", "123.4 MB/s", "42.0 MB/s", "50.0 MiB of 200.0 MiB, 12% of the dataset"),
         *("move 3", "attempt 2"),
         *("MOVE_TO_LTS_LIMIT", "1 of 2", "3 waiting", "1000.0 GiB in all", "300.0 GiB", "has to stay free"),
-        *("5 dataset(s) queued", "the oldest for 1:30 min", "three buckets", "20 ms", "hanging", "job-9", "broken:"),
+        *(
+            "5 dataset(s) queued",
+            "the oldest that was not begun for 1:30 min",
+            "three buckets",
+            "20 ms",
+            "hanging",
+            "job-9",
+            "broken:",
+        ),
     ):
         assert said in text, said
     assert '<noscript><meta http-equiv="refresh"' in render_page(_data())
@@ -131,7 +139,12 @@ async def test_every_part_that_the_script_replaces_has_a_name_of_its_own() -> No
     document = _Document(render_page(_data(_queue((_work(),)), loop=LoopState(0.0, 0.0, 5.0, blocked=1))))
     names = [attributes["id"] for _, attributes in document.elements if "id" in attributes]
     assert len(names) == len(set(names))
-    assert {"head", "main", "who", "state", "rates", "offline", "work", "limits", "space", "queue"} <= set(names)
+    assert {"head", "main", "who", "state", "rates", "offline", "work", "limits", "space", "queue", "uptime"} <= set(
+        names
+    )
+    assert all(
+        str(link.get("id")).startswith("failure-") for link in document.all("a") if "/jobs/" in str(link["href"])
+    )
     for section in document.all("section"):
         assert section["aria-labelledby"] in names
     assert all(item["aria-label"] for item in document.all("progress"))

@@ -114,3 +114,24 @@ async def test_events_go_on_over_a_restart_without_a_gap_or_a_repetition(config:
     assert numbers == sorted(set(numbers))
     assert [event.transition for event in seen if event.transition is not None] == list(changes)
     assert seen[-1].type == "end"
+
+
+async def test_the_queue_is_as_old_as_its_oldest_job_of_which_nothing_was_begun(config: EngineConfig) -> None:
+    def hold(engine: Engine) -> Steered:
+        steered = Steered(engine)
+        steered.gate = anyio.Event()
+        return steered
+
+    jobs = service_config(config.scratch_folder, datasets_at_a_time=1)
+    async with open_service(config, jobs, hold) as service:
+        await service.submit(order("d/1", "d/2", "d/3"), owner="ann")
+        await until(lambda: service.statistics().running == 1)
+        await anyio.sleep(0.1)
+        assert (service.statistics().queued, service.statistics().oldest_age_s) == (2, 0)
+        waits, _ = await service.submit(order("d/4"), owner="ann")
+        await until(lambda: service.statistics().oldest_age_s > 0.1)
+    async with open_service(config, jobs, hold) as service:
+        await until(lambda: service.statistics().oldest_age_s > 0.1)
+        await service.cancel(waits.id, who="ann")
+        await ended(service, waits.id)
+        assert service.statistics().oldest_age_s == 0

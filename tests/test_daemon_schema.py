@@ -1,4 +1,4 @@
-"""The interface against its own description: schemathesis makes 2,000 requests of the OpenAPI document and more.
+"""The interface against its own description: schemathesis makes 2,000 requests of the daemon's document and more.
 
 By hand, against a daemon that runs: ``schemathesis run http://127.0.0.1:8420/schema/openapi.json``. It orders, cancels
 and changes limits: never against one that is in use. The check ``use_after_free`` is left out: ``DELETE`` cancels a
@@ -12,19 +12,24 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
+import httpx
+import jsonschema
 import pytest
 
 from mover.daemon_scicat import CatalogueTrigger
 from mover.engine import EngineConfig
 from mover.parts import Buckets
 from tests.datasets import make_config
-from tests.http_daemons import serve
+from tests.http_daemons import Served, browser, serve
 from tests.job_services import open_service
 from tests.servers import S3Server, fresh_bucket
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.anyio
+
+READINGS = {"/livez", "/readyz", "/metrics", "/v1/jobs", "/v1/limits", "/v1/events", "/v1/scicat/jobs"}
 
 _EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "2000"))  # fewer where time is short
 _EXAMPLES_OF_EACH = min(100, max(1, _EXAMPLES // 20))  # of each operation, in one run
@@ -43,6 +48,58 @@ class _Ready:
         return f"{kind}-{job_id}"
 
 
+async def _told(served: Served, method: str, path: str, **more: Any) -> tuple[httpx.Response, dict[str, Any]]:  # noqa: ANN401
+    """An answer, and what the document says of it; headers and body are as it says."""
+    async with browser(served) as client:
+        document = (await client.get("/schema/openapi.json")).json()
+        answer = await client.request(method, path.replace("{job_id}", "x"), **more)
+    said = document["paths"][path][method.lower()]["responses"]
+    assert str(answer.status_code) in said, (method, path, answer.status_code, sorted(said))
+    described = said[str(answer.status_code)]
+    assert {name for name, header in described["headers"].items() if header.get("required")} <= {
+        "-".join(part.capitalize() for part in name.split("-")) for name in answer.headers
+    }
+    kind, *parameters = answer.headers["Content-Type"].split("; ")
+    assert len(parameters) == len(set(parameters))
+    schema = described["content"][kind]["schema"]
+    value = answer.json() if "json" in kind else answer.text
+    jsonschema.validate(value, schema | {"components": document["components"]})
+    return answer, document
+
+
+async def test_without_an_engine_every_path_answers_as_the_document_says() -> None:
+    async with CatalogueTrigger.open(_Ready()) as trigger, serve(None, scicat=trigger) as served:
+        _, document = await _told(served, "GET", "/livez")
+        assert set(document["paths"]) >= READINGS
+        codes = {}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                body: dict[str, Any] = {"id": "1", "type": "archive"} if "scicat" in path else {}
+                if path == "/v1/jobs":
+                    body = {"kind": "plan", "dataset_ids": ["20.500/x"]}
+                more: dict[str, Any] = {"json": body} if "requestBody" in operation else {}
+                params = {"dataset_id": "20.500/x"} if path.endswith("/dataset") else {}
+                answer, _ = await _told(served, method.upper(), path, params=params, **more)
+                codes[f"{method} {path}"] = answer.status_code
+    assert {code for name, code in codes.items() if "/v1/" in name and "scicat" not in name} == {503}
+
+
+async def test_health_is_told_as_it_is_described_to_programs_and_as_text() -> None:
+    async with serve(None) as served:
+        for ready in (True, False):
+            served.health.report("s3", "ok" if ready else "failed", "three buckets", latency_s=0.02)
+            answer, _ = await _told(served, "GET", "/readyz")
+            assert (answer.status_code, answer.json()["ready"]) == (200 if ready else 503, ready)
+            answer, _ = await _told(served, "GET", "/readyz", headers={"Accept": "text/plain"})
+            assert answer.text.startswith("ready: " if ready else "not ready: ")
+        answer, _ = await _told(served, "GET", "/metrics")
+        assert answer.headers["Content-Type"].count("charset") == 1
+        answer, _ = await _told(served, "GET", "/livez", headers={"Host": "elsewhere.example"})
+        assert answer.status_code == 403
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 async def test_no_request_of_the_document_fails_or_gets_an_answer_that_is_not_in_it(
     config: EngineConfig, tmp_path: Path
 ) -> None:
