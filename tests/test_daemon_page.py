@@ -17,6 +17,7 @@ from mover.daemon_page_parts import FailureNote, PageData
 from mover.daemon_pages import Sessions
 from mover.daemon_watchdog import LoopState
 from mover.policies.space import SpaceReading
+from tests.contrast import contrast, luminance
 
 pytestmark = pytest.mark.anyio
 
@@ -148,6 +149,24 @@ async def test_every_part_that_the_script_replaces_has_a_name_of_its_own() -> No
     for section in document.all("section"):
         assert section["aria-labelledby"] in names
     assert all(item["aria-label"] for item in document.all("progress"))
+
+
+TEXTS = (
+    *(("good", "good-paper"), ("warn", "warn-paper"), ("bad", "bad-paper"), ("soft", "idle-paper")),
+    *(("accent", "idle-paper"), ("accent", "card"), ("accent", "paper"), ("soft", "card"), ("soft", "paper")),
+    *(("ink", "card"), ("ink", "paper"), ("ink", "bad-paper"), ("ink", "warn-paper"), ("card", "accent")),
+)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_text_stands_out_from_its_background(scheme: str) -> None:
+    light, dark = asset("daemon_page.css").partition("* {")[0].split("@media")
+    colours = dict(re.findall(r"--([a-z-]+): #([0-9a-f]+);", light if scheme == "light" else f"{light}{dark}"))
+    seen = {}
+    for name, digits in colours.items():
+        pairs = re.findall("..", "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits)
+        seen[name] = luminance(*(int(pair, 16) for pair in pairs))
+    assert [(ink, paper) for ink, paper in TEXTS if contrast(seen[ink], seen[paper]) < 4.5] == []
 
 
 async def test_before_there_is_an_engine_the_page_says_so() -> None:
