@@ -15,7 +15,15 @@ from mover.cli_errors import plain_error, record_of
 from mover.daemon_book import Item
 from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
 from mover.engine import Engine
-from mover.errors import ConfigError, DatasetBusyError, ExitCode, LtsError, MissingFilesError, MoverError
+from mover.errors import (
+    ConfigError,
+    DatasetBusyError,
+    ExitCode,
+    LtsError,
+    MissingFilesError,
+    MoverError,
+    NotEnoughSpaceError,
+)
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
 from mover.policies.space import SpaceReading
@@ -121,7 +129,7 @@ def after_error(
         return {"state": "failed", "reason": failure.message, "failure": failure, "retry_ms": 0}
     item.busy_since_ms = 0
     failures = _failures_in_a_row(item)
-    retry_s = delay_s(policy, failures, leaf, rng)
+    retry_s = _retry_s(policy, failures, leaf, rng)
     if retry_s is not None:
         return _waiting(failure.message, now_ms, retry_s, failures)
     return {"state": "failed", "reason": failure.message, "failure": failure, "failures": failures, "retry_ms": 0}
@@ -129,7 +137,12 @@ def after_error(
 
 def is_tried_again(item: Item, error: MoverError, policy: RetryPolicy) -> bool:
     """What ``after_error`` decides about a failure that is no run elsewhere."""
-    return delay_s(policy, _failures_in_a_row(item), error, lambda: 0.0) is not None
+    return _retry_s(policy, _failures_in_a_row(item), error, lambda: 0.0) is not None
+
+
+def _retry_s(policy: RetryPolicy, failures: int, error: BaseException, rng: Callable[[], float]) -> float | None:
+    """Seconds to the next try, None: there is none. The wait for space has been as long as it may be."""
+    return None if isinstance(error, NotEnoughSpaceError) else delay_s(policy, failures, error, rng)
 
 
 def _failures_in_a_row(item: Item) -> int:

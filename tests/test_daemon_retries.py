@@ -9,7 +9,7 @@ import pytest
 
 from mover.daemon_book import Item
 from mover.engine import EngineConfig
-from mover.errors import LtsError
+from mover.errors import LtsError, NotEnoughSpaceError
 from mover.model import Progress, Stage
 from mover.parts import Buckets
 from tests.datasets import DATASET, make_config, random_bytes, upload
@@ -74,3 +74,15 @@ async def test_a_proof_from_tape_of_what_is_on_disk_is_not_tried_again(config: E
     assert dataset.failure is not None
     assert (dataset.state, dataset.attempt, dataset.failure.kind) == ("failed", 1, "NotRecalledError")
     assert "proves nothing about the tape" in dataset.failure.message
+
+
+async def test_a_dataset_that_found_no_space_for_as_long_as_it_may_wait_has_failed(config: EngineConfig) -> None:
+    def fail(_item: Item, _attempt: int) -> Exception:
+        return NotEnoughSpaceError(9, 1, 0, 1, 86_400.0)
+
+    async with open_service(config, steer=lambda engine: Steered(engine, fail)) as service:
+        job, _ = await service.submit(order(DATASET), owner="ann")
+        done = await ended(service, job.id)
+    failure = done.datasets[0].failure
+    assert failure is not None
+    assert (done.state, failure.exit_code, done.datasets[0].attempt) == ("failed", 5, 1)
