@@ -17,6 +17,7 @@ from litestar.types import ExceptionHandlersMap
 
 from mover.api import Problem
 from mover.daemon_http_bodies import BodyError, FieldError, allowed_text, field_error
+from mover.daemon_runner import NoCatalogueError
 from mover.errors import (
     ConfigError,
     IntakeClosedError,
@@ -44,6 +45,7 @@ _STATUS: Final[tuple[tuple[type[MoverError], HTTPStatus], ...]] = (
     (KeyConflictError, HTTPStatus.CONFLICT),
     (JobMismatchError, HTTPStatus.CONFLICT),
     (JobFinishedError, HTTPStatus.CONFLICT),
+    (NoCatalogueError, HTTPStatus.CONFLICT),
     (ConfigError, HTTPStatus.BAD_REQUEST),
     (QueueFullError, HTTPStatus.TOO_MANY_REQUESTS),
     (IntakeClosedError, HTTPStatus.SERVICE_UNAVAILABLE),

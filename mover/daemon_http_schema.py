@@ -40,7 +40,7 @@ _PROBLEMS: Final = {
     401: "no token, or one that is not known",
     403: "the token may only read, a page of another site asks, or a daemon without tokens is called by a foreign name",
     404: "no such job",
-    409: "the key belongs to another order",
+    409: "the key belongs to another order, or the order asks for `registered` and the daemon has no catalogue",
     413: "the body is longer than 4 MiB",
     415: "the body is of another type",
     429: "the queue is full",

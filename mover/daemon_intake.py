@@ -15,7 +15,7 @@ from mover.api import JobOrder, JobView
 from mover.daemon_ids import JobIds
 from mover.daemon_job_words import JobServiceConfig
 from mover.daemon_ledger import Ledger, file_entries
-from mover.daemon_runner import CATALOGUE_WANTED
+from mover.daemon_runner import NoCatalogueError
 from mover.daemon_store import Store
 from mover.daemon_store_rows import find_key, insert_job, read_newest_id
 from mover.daemon_store_schema import ItemRow, JobRow, NewJob
@@ -49,7 +49,7 @@ class Intake:
         if catalogue_job and not self._work.has_catalogue:
             raise ConfigError("SCICAT_ENDPOINT", "", "the address of a catalogue, for its jobs")
         if order.options.registered and not self._work.has_catalogue:
-            raise ConfigError("SCICAT_ENDPOINT", "", CATALOGUE_WANTED)
+            raise NoCatalogueError
         dataset_ids = tuple(dict.fromkeys(order.dataset_ids))
         digest = hashlib.sha256(msgspec.json.encode((order, catalogue_job))).digest()
         entries = len(dataset_ids) + file_entries(order.options)

@@ -124,7 +124,7 @@ class JobService:
             QueueFullError: too many unfinished jobs or datasets; it knows when to try again.
             KeyConflictError: the caller has used the key for another order.
             IntakeClosedError: the service is stopping.
-            ConfigError: it is a job of the catalogue, and there is none.
+            ConfigError, NoCatalogueError: it is a job of the catalogue, or counts on it, and there is none.
             JournalError: it could not be made durable; nothing was accepted.
         """
         job_id, view = await self._intake.submit(order, owner, key, catalogue_job)

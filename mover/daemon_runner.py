@@ -16,21 +16,21 @@ from mover.daemon_book import Item
 from mover.daemon_reports import PackedReport, Report, pack_report, plan_report
 from mover.engine import Engine
 from mover.errors import (
-    ConfigError,
     DatasetBusyError,
     ExitCode,
     LtsError,
     MissingFilesError,
     MoverError,
     NotEnoughSpaceError,
+    UsageError,
 )
 from mover.jobs_lifecycle import DatasetOutcome
 from mover.policies.retry import RetryPolicy, delay_s
 from mover.policies.space import SpaceReading
 
 __all__ = [
-    "CATALOGUE_WANTED",
     "EngineRunner",
+    "NoCatalogueError",
     "Result",
     "Runner",
     "after_error",
@@ -39,13 +39,18 @@ __all__ = [
     "is_tried_again",
 ]
 
-CATALOGUE_WANTED: Final = "the address of a catalogue, as the order asks for `registered`"
-"""What is allowed for SCICAT_ENDPOINT where an order is refused for the lack of it."""
 
 _SPACE_S: Final = 5.0
 _SHORTEST_BUSY_S: Final = 2.0
 _LONGEST_BUSY_S: Final = 30.0
 _MOST_PATHS: Final = 10_000
+
+
+class NoCatalogueError(UsageError):
+    """An order counts on the registration of its datablocks, and the daemon knows no catalogue."""
+
+    def __init__(self) -> None:
+        super().__init__("the order asks for `registered`, and the daemon has no catalogue: SCICAT_ENDPOINT is not set")
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -83,7 +88,7 @@ class EngineRunner:
         match item.job.row.kind:
             case "archive":
                 if options.registered and not engine.has_catalogue:  # it had one when the order came
-                    raise ConfigError("SCICAT_ENDPOINT", "", CATALOGUE_WANTED)
+                    raise NoCatalogueError
                 return await engine.archive(dataset_id, release_source=options.release_source)
             case "retrieve":
                 return await engine.retrieve(dataset_id, files=options.files, form=options.form)
