@@ -7,6 +7,7 @@ job, which is shown for as long as it is kept.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -19,6 +20,8 @@ import httpx
 import jsonschema
 import pytest
 
+from mover.api import JobOptions, JobOrder
+from mover.daemon_http_bodies import BodyError, check_order
 from mover.daemon_scicat import CatalogueTrigger
 from mover.engine import EngineConfig
 from mover.parts import Buckets
@@ -82,6 +85,24 @@ async def test_without_an_engine_every_path_answers_as_the_document_says() -> No
                 answer, _ = await _told(served, method.upper(), path, params=params, **more)
                 codes[f"{method} {path}"] = answer.status_code
     assert {code for name, code in codes.items() if "/v1/" in name and "scicat" not in name} == {503}
+
+
+async def test_names_of_files_are_described_as_they_are_taken() -> None:
+    async with serve(None) as served:
+        _, document = await _told(served, "GET", "/livez")
+    order = document["components"]["schemas"]["RetrieveFilesOrder"]["properties"]
+    described = order["options"]["properties"]["files"]["items"]
+    assert (described["minLength"], described["maxLength"]) == (1, 4096)
+    pattern = re.compile(described["pattern"])
+    for length in range(1, 7):
+        for letters in itertools.product("a./\n", repeat=length):
+            name = "".join(letters)
+            try:
+                await check_order(JobOrder("retrieve", ("20.500/x",), JobOptions(files=(name,))))
+            except BodyError:
+                assert not pattern.search(name), name
+            else:
+                assert pattern.search(name), name
 
 
 async def test_health_is_told_as_it_is_described_to_programs_and_as_text() -> None:
