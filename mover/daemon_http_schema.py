@@ -238,7 +238,8 @@ def _order(properties: _Document, kind: str, options: tuple[str, ...]) -> _Docum
     pid = {"type": "string", "pattern": _PID, "minLength": 1, "maxLength": MAX_DATASET_ID_BYTES, "title": "PID"}
     if "files" in options:
         path = {"pattern": _FILE} | fields["files"]["items"]
-        fields["files"] = {"type": "array", "minItems": 1, "maxItems": 10_000, "items": path}
+        # in words: so many names may also be longer than a body may be, which is another answer
+        fields["files"] = {"type": "array", "minItems": 1, "items": path, "description": "10,000 at most"}
     own = {name: field if name in options else {"const": field["default"]} for name, field in fields.items()}
     return {
         "type": "object",
