@@ -34,7 +34,7 @@ _PID: Final = (
     r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 )
 # A path that ``check_path`` lets pass, of a file or with its slash of a folder.
-_FILE: Final = r"^(?!/)(?!(?:[^\x00]*/)?\.{1,2}(?:/|(?![^\x00])))(?![^\x00]*//)[^\x00]+$"
+_FILE: Final = r"^(?!/)(?!(?:[^\x00]*/)?\.{1,2}(?:/|(?![^\x00])))(?![^\x00]*/{2})[^\x00]+$"
 
 _PROBLEMS: Final = {
     400: "a field, a header or a parameter has a value that is not allowed",
