@@ -86,7 +86,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"options": {"level": "written"}}, "options.level", '"written"', "only with 'verify'"),
     ({"options": {"form": "files"}}, "options.form", '"files"', "only with 'retrieve'"),
     ({"kind": "verify", "options": {"release_source": True}}, "options.release_source", "true", "'archive'"),
-    ({"options": {"speed": 9}}, "options.speed", "9", "release_source, files, form, level"),
+    ({"options": {"speed": 9}}, "options.speed", "9", "release_source, registered, files, form, level"),
     (
         {"kind": "retrieve", "dataset_ids": ["a", "b"], "options": {"files": ["x"]}},
         "options.files",
