@@ -183,8 +183,9 @@ class JobRunner:
             report = await while_busy(work, self._patience_s, lambda reason: self._on_wait(dataset_id, reason))
             outcome = done(report)
         except DatasetBusyError as error:
-            await self._give_up_waiting(kind, dataset_id, before)
-            return DatasetResult(failure_outcome(dataset_id, error), error=error)
+            outcome = failure_outcome(dataset_id, error)
+            await self._give_up_waiting(kind, before, outcome)
+            return DatasetResult(outcome, error=error)
         except MoverError as error:
             if passes(error):
                 raise
@@ -192,10 +193,17 @@ class JobRunner:
             outcome, failure = failure_outcome(dataset_id, error), error
         return DatasetResult(await tell(self._catalogue, kind, outcome), report, failure)
 
-    async def _give_up_waiting(self, kind: JobKind, dataset_id: str, before: Lifecycle) -> None:
-        """Another job's run tells how its dataset goes; what holds it by hand tells nobody, so all is as before."""
-        if not is_started(kind, before) and is_started(kind, await self._catalogue.lifecycle(dataset_id)):
-            await self._catalogue.update_lifecycle(dataset_id, before)
+    async def _give_up_waiting(self, kind: JobKind, before: Lifecycle, outcome: DatasetOutcome) -> None:
+        """Another job's run tells how its dataset goes; what holds it by hand tells nobody, so all is as before.
+
+        What a dead run left at work before that is a failure: the other job's run, if there is one, corrects it.
+        """
+        if not is_started(kind, await self._catalogue.lifecycle(outcome.dataset_id)):
+            return
+        if is_started(kind, before):
+            await tell(self._catalogue, kind, outcome)
+        else:
+            await self._catalogue.update_lifecycle(outcome.dataset_id, before)
 
 
 async def tell(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> DatasetOutcome:

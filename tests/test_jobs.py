@@ -129,11 +129,17 @@ async def test_an_archived_dataset_stays_retrievable_when_a_later_job_fails(
     assert "new.tif" in lifecycle["archiveReturnMessage"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("dead_run_before", "shown"),
+    [(False, ["started", "datasetCreated"]), (True, ["scheduleArchiveJobFailed"])],
+)
 @pytest.mark.usefixtures("uploaded")
-async def test_a_dataset_that_another_run_holds_is_left_to_that_run(
-    config: EngineConfig, scicat_server: ScicatServer
+async def test_a_dataset_that_another_run_holds_is_left_to_that_run_and_never_at_work_for_nobody(
+    config: EngineConfig, scicat_server: ScicatServer, shown: list[str], *, dead_run_before: bool
 ) -> None:
     control = scicat_server.control
+    if dead_run_before:
+        _seem_started(scicat_server, DATASET)
     async with open_engine(config) as other:
         folder = other._parts.folder(DATASET)  # noqa: SLF001 - holds what a second run meets
         folder.path.mkdir(parents=True)
@@ -145,8 +151,8 @@ async def test_a_dataset_that_another_run_holds_is_left_to_that_run(
             lock.release()
     assert result.outcome.state == "system-error"
     assert "another host" in result.outcome.message
-    assert control.lifecycle_values(DATASET) == ["started", "datasetCreated"]
-    assert control.lifecycle(DATASET)["archivable"] is True
+    assert control.lifecycle_values(DATASET) == shown
+    assert control.lifecycle(DATASET)["archivable"] is not dead_run_before
 
 
 @pytest.mark.usefixtures("uploaded")
