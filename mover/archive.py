@@ -21,6 +21,7 @@ from mover.reports import ArchiveReport, ByteCounters, DatablockReport, ReleaseR
 from mover.staging import empty_staging
 from mover.streams.lts import LtsFolder
 from mover.tasks import side_by_side
+from mover.verification import verify_datablock
 
 __all__ = ["ArchiveOptions", "archive_dataset", "plan_source"]
 
@@ -80,11 +81,12 @@ async def archive_dataset(parts: Parts, dataset_id: str, options: ArchiveOptions
         if manifests or plan is None:
             plan = await _plan_rest(parts, dataset_id, manifests)
         written = [] if plan is None else await _archive_datablocks(parts, folder, plan, manifests)
+        proved = await _prove_again(parts, folder, manifests) if options.release_source else {}
         manifests = sorted([*manifests, *(manifest for manifest, _ in written)], key=lambda item: item.number)
         registered = await _register(parts, manifests)
         release = await _release(parts, dataset_id, registered) if options.release_source else None
         await parts.on_lts(parts.journal.forget, dataset_id)
-    new = {report.number: report for _, report in written}
+    new = proved | {report.number: report for _, report in written}
     reports = tuple(new.get(manifest.number) or _adopted(manifest) for manifest in manifests)
     return _report(dataset_id, plan, reports, release, anyio.current_time() - began)
 
@@ -98,6 +100,18 @@ async def _check_adopted(parts: Parts, folder: LtsFolder, manifests: Sequence[Ma
             raise LtsError("adopt", str(folder.datablock_path(name)), _GONE)
         if size_bytes != manifest.size_bytes:
             raise LayoutMismatchError(name, "size in bytes", manifest.size_bytes, size_bytes)
+
+
+async def _prove_again(parts: Parts, folder: LtsFolder, manifests: Sequence[Manifest]) -> dict[int, DatablockReport]:
+    """Reads committed datablocks back whose source is still there, before it is deleted; their reports by number.
+
+    What was proved then may have been damaged since, and the source is the only other copy.
+    """
+    numbers = {member.path: manifest.number for manifest in manifests for member in manifest.members}
+    listing = parts.store.list_objects(parts.buckets.landing_zone, raw_files_prefix(folder.dataset_id))
+    there = {numbers[item.path] async for item in listing if item.path in numbers} if manifests else set()
+    proved = [manifest for manifest in manifests if manifest.number in there]
+    return {manifest.number: await verify_datablock(parts, folder, manifest, "read-back") for manifest in proved}
 
 
 async def _plan_rest(parts: Parts, dataset_id: str, manifests: Sequence[Manifest]) -> DatasetPlan | None:

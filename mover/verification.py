@@ -25,6 +25,7 @@ __all__ = [
     "committed_manifests",
     "expected_checksums",
     "expected_windows",
+    "verify_datablock",
     "verify_dataset",
 ]
 
@@ -57,7 +58,7 @@ async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> V
     reports: list[DatablockReport] = []
 
     async def verify(manifest: Manifest) -> None:
-        reports.append(await _verify_datablock(parts, folder, manifest, level))
+        reports.append(await verify_datablock(parts, folder, manifest, level))
 
     async with open_task_group() as tasks:
         for manifest in manifests:
@@ -92,7 +93,8 @@ def expected_checksums(manifest: Manifest) -> Mapping[str, SourceChecksum]:
     return {member.path: member.checksum for member in manifest.members if member.checksum is not None}
 
 
-async def _verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest, level: VerifyLevel) -> DatablockReport:
+async def verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest, level: VerifyLevel) -> DatablockReport:
+    """One datablock of ``verify_dataset``.  Raises as that."""
     name = manifest.name
     size_bytes = await parts.on_lts(folder.datablock_size, name)
     if size_bytes is None:

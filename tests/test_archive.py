@@ -120,6 +120,23 @@ async def test_a_released_dataset_is_adopted_with_its_source_gone(config: Engine
         assert object_keys(moto_server, config.buckets.landing_zone) == []
         again = await engine.archive(DATASET, release_source=True)
     assert {block.outcome for block in again.datablocks} == {"adopted"}
+    assert again.counters.lts_read_bytes == 0
+
+
+async def test_a_source_is_released_only_after_what_an_earlier_run_committed_was_read_back_once_more(
+    config: EngineConfig, moto_server: S3Server
+) -> None:
+    async with Engine.open(config) as engine:
+        await engine.archive(DATASET)
+        flip(datablock_file(config.lts_root, 1), 700)  # the storage loses a bit while the source waits for its release
+        with pytest.raises(DigestMismatchError):
+            await engine.archive(DATASET, release_source=True)
+        assert len(object_keys(moto_server, config.buckets.landing_zone)) == len(FILES)
+        await engine.repair(DATASET, 1)
+        report = await engine.archive(DATASET, release_source=True)
+    assert report.release is not None
+    assert report.release.deleted == len(FILES)
+    assert report.counters.lts_read_bytes == report.size_bytes
 
 
 async def test_an_archived_dataset_whose_source_differs_is_refused_and_nothing_is_overwritten(
