@@ -7,7 +7,7 @@ from typing import Literal
 
 import anyio
 
-from mover.errors import DatasetNotFoundError, DigestMismatchError, LayoutMismatchError, LtsError
+from mover.errors import DatasetNotFoundError, DigestMismatchError, IntegrityError, LayoutMismatchError, LtsError
 from mover.model import Evidence, EvidenceLevel, Manifest, SourceChecksum, Stage, dataset_folder
 from mover.parts import Parts, read_manifests
 from mover.policies.names import check_dataset_id
@@ -20,6 +20,8 @@ from mover.tasks import open_task_group
 from mover.verify import ReadBackResult, raise_breaks
 
 __all__ = [
+    "DamagedDatasetError",
+    "DatablockGoneError",
     "NotRecalledError",
     "VerifyLevel",
     "committed_manifests",
@@ -28,6 +30,8 @@ __all__ = [
     "verify_datablock",
     "verify_dataset",
 ]
+
+_SHOWN = 20  # of damaged datablocks, with what is wrong; all are named by their numbers
 
 VerifyLevel = Literal["written", "read-back", "recalled"]
 """``written``: sizes only, no byte is read; ``read-back``: every byte; ``recalled``: as that, from tape."""
@@ -42,12 +46,33 @@ class NotRecalledError(LtsError):
         super().__init__("verify", name, "its bytes agree, but it was on disk: this proves nothing about the tape")
 
 
+class DatablockGoneError(IntegrityError):
+    """A manifest is there without its datablock."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path}: it has a manifest, but the datablock is gone")
+
+
+class DamagedDatasetError(IntegrityError):
+    """Datablocks of a dataset are not what their manifests prove; ``damage`` says by number what is wrong with each."""
+
+    def __init__(self, dataset_id: str, total: int, damage: Mapping[int, IntegrityError]) -> None:
+        self.dataset_id, self.damage = dataset_id, dict(sorted(damage.items()))
+        shown = [str(error) for error in list(self.damage.values())[:_SHOWN]]
+        more = [f"and {len(self.damage) - _SHOWN:,} more"] if len(self.damage) > _SHOWN else []
+        numbers = ", ".join(map(str, self.damage))
+        super().__init__(
+            f"{len(self.damage):,} of {total:,} datablock(s) damaged: {'; '.join([*shown, *more])}. The others were"
+            f" looked at, too. `mover repair {dataset_id} --datablock N` rebuilds one; damaged: {numbers}"
+        )
+
+
 async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> VerifyReport:
-    """Compares all datablocks of a dataset with their manifests; reads only.
+    """Compares all datablocks of a dataset with their manifests, also after a damaged one; reads only.
 
     Raises:
         DatasetNotFoundError: the dataset has no manifests.
-        LayoutMismatchError, DigestMismatchError: a datablock is not what its manifest proves.
+        DamagedDatasetError: datablocks are not what their manifests prove, or are gone.
         LtsError: a datablock cannot be read.
         NotRecalledError: it is on disk, though ``recalled`` was asked for.
     """
@@ -56,13 +81,19 @@ async def verify_dataset(parts: Parts, dataset_id: str, level: VerifyLevel) -> V
     folder = parts.folder(dataset_id)
     manifests = await committed_manifests(parts, folder)
     reports: list[DatablockReport] = []
+    damage: dict[int, IntegrityError] = {}
 
     async def verify(manifest: Manifest) -> None:
-        reports.append(await verify_datablock(parts, folder, manifest, level))
+        try:
+            reports.append(await verify_datablock(parts, folder, manifest, level))
+        except IntegrityError as error:
+            damage[manifest.number] = error
 
     async with open_task_group() as tasks:
         for manifest in manifests:
             tasks.start_soon(verify, manifest)
+    if damage:
+        raise DamagedDatasetError(dataset_id, len(manifests), damage)
     counters = ByteCounters()
     for report in reports:
         counters.add(report.counters)
@@ -94,11 +125,16 @@ def expected_checksums(manifest: Manifest) -> Mapping[str, SourceChecksum]:
 
 
 async def verify_datablock(parts: Parts, folder: LtsFolder, manifest: Manifest, level: VerifyLevel) -> DatablockReport:
-    """One datablock of ``verify_dataset``.  Raises as that."""
+    """One datablock of ``verify_dataset``.
+
+    Raises:
+        LayoutMismatchError, DigestMismatchError, DatablockGoneError: it is not what its manifest proves.
+        LtsError, NotRecalledError: as ``verify_dataset``.
+    """
     name = manifest.name
     size_bytes = await parts.on_lts(folder.datablock_size, name)
     if size_bytes is None:
-        raise LtsError("verify", str(folder.datablock_path(name)), "it has a manifest, but the datablock is gone")
+        raise DatablockGoneError(str(folder.datablock_path(name)))
     if level == "written":
         if size_bytes != manifest.size_bytes:
             raise LayoutMismatchError(name, "size in bytes", manifest.size_bytes, size_bytes)

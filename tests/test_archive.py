@@ -23,6 +23,7 @@ from mover.errors import (
 )
 from mover.model import Manifest, Progress, Stage
 from mover.streams.durable import rename_file
+from mover.verification import DamagedDatasetError
 from tests.datasets import DATASET, make_config, random_bytes, upload
 from tests.engines import RecordingCatalogue, datablock_file, expect_same_files, flip, small_windows
 from tests.faults import AlterReply, CorruptReply, FaultProxy, Rule, StallReply
@@ -121,6 +122,26 @@ async def test_a_released_dataset_is_adopted_with_its_source_gone(config: Engine
         again = await engine.archive(DATASET, release_source=True)
     assert {block.outcome for block in again.datablocks} == {"adopted"}
     assert again.counters.lts_read_bytes == 0
+
+
+async def test_a_verification_looks_at_all_datablocks_and_says_of_each_damaged_one_how_to_rebuild_it(
+    config: EngineConfig,
+) -> None:
+    config = msgspec.structs.replace(config, target_bytes=100_000)
+    async with Engine.open(config) as engine:
+        count = len((await engine.archive(DATASET)).datablocks)
+        assert count >= 3
+        flip(datablock_file(config.lts_root, 1), 700)
+        datablock_file(config.lts_root, count).unlink()
+        events: list[Progress] = []
+        async with Engine.open(config, tell=events.append) as watched:
+            with pytest.raises(DamagedDatasetError, match=f"2 of {count} datablock.*damaged: 1, {count}$") as caught:
+                await watched.verify(DATASET)
+    assert set(caught.value.damage) == {1, count}
+    assert "is gone" in str(caught.value)
+    assert caught.value.exit_code == ExitCode.INTEGRITY
+    looked_at = {event.datablock for event in events if event.stage is Stage.VERIFY and event.state == "finished"}
+    assert set(range(2, count)) <= looked_at
 
 
 async def test_a_source_is_released_only_after_what_an_earlier_run_committed_was_read_back_once_more(

@@ -8,8 +8,9 @@ import anyio
 import pytest
 
 from mover.engine import Engine, EngineConfig
-from mover.errors import DatasetNotFoundError, DigestMismatchError, ObjectChangedError, ObjectMissingError
+from mover.errors import DatasetNotFoundError, ObjectChangedError, ObjectMissingError
 from mover.model import archive_id, raw_object_key
+from mover.verification import DamagedDatasetError
 from tests.datasets import DATASET, archive, make_config, random_bytes, upload
 from tests.engines import datablock_file, expect_same_files, flip
 from tests.servers import BucketFactory, S3Server, object_keys, put_objects, s3_client
@@ -38,7 +39,7 @@ def remove_source(server: S3Server, config: EngineConfig) -> None:
 async def test_a_datablock_is_rebuilt_from_the_landing_zone(config: EngineConfig) -> None:
     before = datablock_file(config.lts_root).with_suffix(".tar.manifest.json").read_bytes()
     async with Engine.open(config) as engine:
-        with pytest.raises(DigestMismatchError):
+        with pytest.raises(DamagedDatasetError, match="--datablock N"):
             await engine.verify(DATASET)
         report = await engine.repair(DATASET, 1)
         await engine.verify(DATASET)
