@@ -39,10 +39,10 @@ _TRANSIENT_CODES: Final = frozenset({
 })  # fmt: skip
 _HINTS: Final = {
     "RequestTimeTooSkewed": "compare this host's clock with the server's",
-    "InvalidAccessKeyId": "check the access key",
-    "SignatureDoesNotMatch": "check the secret key and the region",
-    "PermanentRedirect": "check the region and the endpoint",
-    "NoSuchBucket": "check the bucket's name",
+    "InvalidAccessKeyId": "check the access key: MINIO_USER",
+    "SignatureDoesNotMatch": "check the secret key and the region: MINIO_PASSWORD, MINIO_REGION",
+    "PermanentRedirect": "check the region and the endpoint: MINIO_REGION, MINIO_ENDPOINT",
+    "NoSuchBucket": "check the bucket's name: MINIO_LANDINGZONE_BUCKET, MINIO_STAGING_BUCKET, MINIO_RETRIEVAL_BUCKET",
 }
 _REASON_CHARS: Final = 200
 _QUERY: Final = re.compile(r"\?\S+")
