@@ -161,7 +161,7 @@ class _Daemon:
         drain_s = self._settings.mover_drain_s
         self._notifier.stopping(f"running work has {drain_s} s to end")
         self._notifier.extend(drain_s + _CLOSING_S)
-        self._view.health.report("intake", "failed", f"closed: the daemon was told to stop by {why}")
+        self._view.health.report("intake", "failed", f"closed: the daemon was told to stop by {why}", expected=True)
         # A mount that hangs may hold what runs, and with it the loop's end, for ever.
         text = (
             "something in work does not let itself be stopped, and is left where it is; it goes on with the next start"

@@ -132,8 +132,12 @@ class HealthMonitor:
         *,
         required: bool = True,
         latency_s: float | None = None,
+        expected: bool = False,
     ) -> None:
-        """Notes how a dependency is; also one without a probe. A change of its state is logged."""
+        """Notes how a dependency is; also one without a probe. A change of its state is logged.
+
+        ``expected``: somebody wanted it so, and it is no error.
+        """
         now, before = datetime.now(UTC).isoformat(timespec="milliseconds"), self._views.get(name)
         detail = shown_name(masked(detail, self._secrets))
         works, same = state in {"ok", "degraded"}, before is not None and before.state == state
@@ -150,7 +154,8 @@ class HealthMonitor:
         self._changed.set()
         self._changed = anyio.Event()
         if not same and state != "unknown":
-            level = logging.INFO if state == "ok" else logging.WARNING if state == "degraded" else logging.ERROR
+            bad = logging.WARNING if state == "degraded" else logging.ERROR
+            level = logging.INFO if state == "ok" or expected else bad
             _log.log(level, "%s: %s: %s", name, state, detail)
 
     async def until_it_works(self, name: str) -> None:

@@ -127,8 +127,9 @@ def _answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     if isinstance(error, InternalServerException) and _GONE in error.detail:
         _log.info("request %s: the client went away before its end", request_id_of(request.scope))
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        trace = error if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR else None
-        _log.error("request %s: %s", request_id_of(request.scope), type(error).__name__, exc_info=trace)
+        defect = problem.status == HTTPStatus.INTERNAL_SERVER_ERROR  # else it is starting, stopping, or full
+        level, trace = (logging.ERROR, error) if defect else (logging.WARNING, None)
+        _log.log(level, "request %s: %s", request_id_of(request.scope), type(error).__name__, exc_info=trace)
     return Response(
         problem_bytes(problem, request.scope),
         status_code=problem.status,
