@@ -78,6 +78,7 @@ def test_it_serves_from_the_first_request_to_an_orderly_end(place: World) -> Non
         assert ready.stdout.startswith("ready: ")
         assert daemon.stop() == 0
         assert "stopped in order" in daemon.log
+        assert "ERROR" not in daemon.log
         assert place.server.secret_key not in daemon.log
         assert any(b"STOPPING=1" in notifications.recv(1000) for _ in range(5))
     assert not path.exists()
