@@ -204,7 +204,7 @@ def main() -> None:
         missed.append(f"the daemon ended with code {soak.exit_code}")
     if not soak.slope("memory_mib") <= _MOST_MIB_PER_H:
         missed.append(f"memory grows by {soak.slope('memory_mib'):.1f} MiB/h")
-    if not soak.more_files_per_h <= _MOST_FILES_PER_H:
+    if not round(soak.more_files_per_h, 1) <= _MOST_FILES_PER_H:  # a single file in 20 minutes is 6.0 or 6.01
         missed.append(f"open files grow by {soak.more_files_per_h:.1f} /h")
     if missed:
         sys.exit("; ".join(missed))

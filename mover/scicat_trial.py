@@ -28,13 +28,12 @@ class Trial:
         self._session = session
 
     async def announce(self, dataset_id: str, files: Sequence[CatalogueFile]) -> None:
-        """Creates a dataset whose upload is finished, with the list of its files.
+        """Creates a dataset whose upload is finished, with the list of its files, whose sizes the server adds up.
 
         Raises:
             CatalogueAccessError: the server refuses, or the dataset is there already.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        size_bytes = sum(file.size_bytes for file in files)
         dataset = {
             "pid": dataset_id,
             "type": "raw",
@@ -47,8 +46,6 @@ class Trial:
             "creationTime": now,
             "ownerGroup": _OWNER_GROUP,
             "accessGroups": [],
-            "size": size_bytes,
-            "numberOfFiles": len(files),
             "datasetlifecycle": {
                 "archivable": True,
                 "archiveStatusMessage": "datasetCreated",

@@ -133,8 +133,7 @@ async def test_a_dataset_that_no_share_could_hold_is_refused_once_and_at_once(
     assert until(waits, what="the task run, which the server writes late") == 1
 
 
-@pytest.mark.usefixtures("flow_world")
-async def test_a_created_test_dataset_archives_and_verifies() -> None:
+async def test_a_created_test_dataset_archives_and_verifies(flow_world: FlowWorld) -> None:
     from flows.archive import archive_dataset
     from flows.create_test_dataset import create_test_dataset
     from flows.verify import verify_dataset
@@ -144,6 +143,9 @@ async def test_a_created_test_dataset_archives_and_verifies() -> None:
     verified = await verify_dataset(PID, return_state=True)
 
     assert archived.is_completed(), archived.message
+    listed = flow_world.control.state.datasets[PID]
+    assert listed["numberOfFiles"] == 4
+    assert 3 * 300 << 10 <= listed["size"] < 4 * 300 << 10  # of the four one is empty
     assert verified.message == "1 datablock(s) agree with their manifests"
 
 
