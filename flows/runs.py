@@ -84,7 +84,9 @@ def fate(run: FlowRun) -> RunFate:
 
 async def live_jobs(client: PrefectClient, kind: JobKind) -> set[str]:
     """Ids of the jobs that a run is scheduled for or working on."""
-    return {str(run.parameters.get("job_id")) async for run in _runs_of(client, kind, _LIVE) if _is_real(run)}
+    return {
+        str(run.parameters.get("job_id")) async for run in _runs_of(client, [_job_flow(kind)], _LIVE) if _is_real(run)
+    }
 
 
 async def runs_of_job(client: PrefectClient, kind: JobKind, job_id: str) -> list[FlowRun]:
@@ -94,7 +96,7 @@ async def runs_of_job(client: PrefectClient, kind: JobKind, job_id: str) -> list
     """
     runs = [
         run
-        async for run in _runs_of(client, kind, name_like=job_id)
+        async for run in _runs_of(client, [_job_flow(kind)], name_like=job_id)
         if run.parameters.get("job_id") == job_id
         and _is_real(run)
         and not (run.parameters.get("dataset_ids") and fate(run) != "live")
@@ -125,8 +127,7 @@ async def hand_runs(client: PrefectClient, kind: JobKind, *, live: bool) -> list
     states = _LIVE if live else (StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
     since = None if live else datetime.now(UTC) - _REMEMBERED
     found = []
-    flow_names = [DEPLOYMENTS[kind].partition("/")[0], f"{kind}_dataset"]
-    async for run in _runs_of(client, kind, states, flow_names=flow_names, ended_after=since):
+    async for run in _runs_of(client, [_job_flow(kind), f"{kind}_dataset"], states, ended_after=since):
         one, several = run.parameters.get("dataset_id"), run.parameters.get("dataset_ids")
         if isinstance(one, str) and run.parent_task_run_id is None:
             several = [one]
@@ -165,7 +166,7 @@ async def bury_silent_runs(client: PrefectClient, now: datetime | None = None) -
     """
     now = now or datetime.now(UTC)
     buried = []
-    unended = _runs_of(client, "archive", (StateType.PENDING, StateType.RUNNING), flow_names=_FLOWS)
+    unended = _runs_of(client, _FLOWS, (StateType.PENDING, StateType.RUNNING))
     for run in [run async for run in unended]:  # whole, as those that are buried are missing from the pages after them
         heard = await _last_heartbeat(client, run)
         since, bound_s = (heard, SILENCE_S) if heard else (run.state.timestamp if run.state else now, NEVER_HEARD_S)
@@ -191,13 +192,12 @@ async def _last_heartbeat(client: PrefectClient, run: FlowRun) -> datetime | Non
 
 async def _runs_of(
     client: PrefectClient,
-    kind: JobKind,
+    flow_names: Sequence[str],
     states: Sequence[StateType] = (),
     name_like: str = "",
-    flow_names: Sequence[str] = (),
     ended_after: datetime | None = None,
 ) -> AsyncIterator[FlowRun]:
-    wanted_flows = FlowFilter(name=FlowFilterName(any_=list(flow_names) or [DEPLOYMENTS[kind].partition("/")[0]]))
+    wanted_flows = FlowFilter(name=FlowFilterName(any_=list(flow_names)))
     wanted = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))) if states else None,
         name=FlowRunFilterName(like_=name_like) if name_like else None,
@@ -217,6 +217,10 @@ async def _runs_of(
         if len(page) < _PAGE:
             return
         offset += _PAGE
+
+
+def _job_flow(kind: JobKind) -> str:
+    return DEPLOYMENTS[kind].partition("/")[0]
 
 
 def _is_real(run: FlowRun) -> bool:

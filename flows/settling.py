@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import anyio
@@ -17,8 +17,8 @@ from mover.api_engine import RemoteEngine
 from mover.catalogue import JobCatalogue
 from mover.engine import Engine
 from mover.errors import DatasetBusyError, MoverError
-from mover.jobs_settle import OpenEngine, SettlingEngine, this_engine
-from mover.reports import ArchiveReport
+from mover.jobs_settle import OpenEngine, SettlingEngine
+from mover.reports import DatasetListing
 from mover.wiring import engine_config
 
 __all__ = ["open_settling"]
@@ -58,24 +58,19 @@ async def _entered(stack: AsyncExitStack, catalogue: JobCatalogue) -> SettlingEn
     if url := os.environ.get("MOVER_URL"):
         access = await anyio.to_thread.run_sync(daemon_access, url, settings.mover_token_file)
         client = await stack.enter_async_context(DaemonClient.open(access))
-        return _DaemonsEngine(RemoteEngine(client, run=f"settle {uuid.uuid4()}", registered=True))
-    engine = await stack.enter_async_context(Engine.open(engine_config(settings), catalogue=catalogue))
-    return await stack.enter_async_context(this_engine(engine)())
+        return _DaemonsEngine(client, run=f"settle {uuid.uuid4()}", registered=True)
+    return await stack.enter_async_context(Engine.open(engine_config(settings), catalogue=catalogue))
 
 
-class _DaemonsEngine:
+class _DaemonsEngine(RemoteEngine):
     """A daemon's, which does one thing at a time with a dataset: what it is busy with is left to it."""
 
-    def __init__(self, engine: RemoteEngine) -> None:
-        self._engine = engine
-
-    async def is_whole(self, dataset_id: str) -> bool:
+    async def datasets(self, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:
+        """As there.  Raises DatasetBusyError, too."""
+        asked, found = super().datasets(dataset_id), None
         with anyio.move_on_after(_DAEMON_S):
-            return await self._engine.is_whole(dataset_id)
-        raise DatasetBusyError(dataset_id, "the daemon")
-
-    async def archive(self, dataset_id: str) -> ArchiveReport:
-        return await self._engine.archive(dataset_id)
-
-    def holding(self, dataset_id: str) -> AbstractAsyncContextManager[None]:
-        return self._engine.holding(dataset_id)
+            found = [listing async for listing in asked]
+        if found is None:
+            raise DatasetBusyError(str(dataset_id), "the daemon")
+        for listing in found:
+            yield listing

@@ -14,7 +14,7 @@ import msgspec
 from mover.api import DatasetView, JobEvent, JobOptions, JobOrder, JobView, is_final
 from mover.api_client import DaemonClient
 from mover.api_problems import failure_error
-from mover.errors import DatasetNotFoundError, MoverError, OrderRefusedError
+from mover.errors import MoverError, OrderRefusedError
 from mover.model import Anomaly, Datablock, DatasetPlan, Member, Progress, Stage
 from mover.reports import ArchiveReport, DatasetListing, RetrieveReport, VerifyReport
 
@@ -90,13 +90,6 @@ class RemoteEngine:
         yield DatasetListing(
             dataset_id, len(blocks), report.datablock_count or len(blocks), files, payload_bytes, size_bytes, ""
         )
-
-    async def is_whole(self, dataset_id: str) -> bool:
-        """Whether all its datablocks are committed, once the daemon has no other job of it.  Raises MoverError."""
-        try:
-            return all([listing.datablocks == listing.datablock_count async for listing in self.datasets(dataset_id)])
-        except DatasetNotFoundError:
-            return False
 
     def holding(self, dataset_id: str) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - the engine's
         """Nothing: a dataset is the daemon's own business, and it does one thing at a time with it."""

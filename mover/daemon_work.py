@@ -33,9 +33,7 @@ _log = logging.getLogger(__name__)
 
 _TELL_EVERY_S: Final = 0.125
 _SETTLES_S: Final = 1.0  # a wait that is shorter is no change of state
-_CHANGES: Final = (
-    100  # between waiting and running, of one attempt, that are kept; half as many are of the reason alone
-)
+_CHANGES: Final = 100  # between waiting and running, of one attempt, that are kept
 _LETTING_GO_S: Final = 30.0
 _LONGEST_SLEEP_S: Final = 30.0  # the clock of the host may be set
 _LANES: Final[tuple[str, ...]] = get_args(JobKind)
@@ -277,9 +275,7 @@ class Work:
             live.differs_since = None
         elif live.differs_since is None:
             live.differs_since = now_s
-        elif now_s - live.differs_since >= _SETTLES_S and live.changes < (
-            _CHANGES // 2 if reason and shown else _CHANGES
-        ):
+        elif now_s - live.differs_since >= _SETTLES_S and live.changes < _most_changes(reason, shown):
             live.differs_since, live.changes = None, live.changes + 1
             update = Update(item, {"state": "waiting" if reason else "running", "reason": reason})
             self._start(self._ledger.settle, self._ledger.enter(item.job, [update]))
@@ -287,6 +283,11 @@ class Work:
     def _start(self, call: Callable[..., Any], *arguments: object) -> None:
         assert self._tasks is not None  # noqa: S101 - everything that comes here runs below it
         self._tasks.start_soon(call, *arguments)
+
+
+def _most_changes(reason: str, shown: str) -> int:
+    """Where only the reason is another one, half as many: the end of the wait is kept all the same."""
+    return _CHANGES // 2 if reason and shown else _CHANGES
 
 
 def _cancellations(items: Sequence[Item], who: str) -> list[Update]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -35,6 +35,8 @@ from mover.streams.s3_read import ReaderStatistics, S3Reader
 from mover.verification import VerifyLevel, verify_dataset
 
 __all__ = ["Engine", "EngineConfig", "EngineStatistics"]
+
+T = TypeVar("T")
 
 _SPACE_READING_TIMEOUT_S = 60.0
 
@@ -101,10 +103,7 @@ class Engine:
             MissingMountError: the LTS root is not there, or not on the type of file system that it has to have.
             LtsError: it cannot be probed, or does not answer.
         """
-        try:
-            profile = await run_abandonable(lambda: _probe(config), config.lts_file_timeout_s)
-        except TimeoutError as exc:
-            raise LtsError("probe", str(config.lts_root), f"no answer for {config.lts_file_timeout_s:g} s") from exc
+        profile = await _answered("probe", config.lts_root, lambda: _probe(config), config.lts_file_timeout_s)
         async with (
             S3Store.open(config.s3, policy=config.retry) as store,
             S3Reader.open(config.s3, threads=config.streams) as reader,
@@ -237,7 +236,12 @@ def _build(
 
 async def _space_reading(lts_root: Path, profile: MountProfile) -> SpaceReading:
     """A reading that gives up on a mount that hangs.  Raises LtsError."""
+    return await _answered("stat", lts_root, lambda: free_space(lts_root, profile.filesystem), _SPACE_READING_TIMEOUT_S)
+
+
+async def _answered(op: str, lts_root: Path, call: Callable[[], T], timeout_s: float) -> T:
+    """What a call to the mount gives.  Raises LtsError for one that hangs."""
     try:
-        return await run_abandonable(lambda: free_space(lts_root, profile.filesystem), _SPACE_READING_TIMEOUT_S)
+        return await run_abandonable(call, timeout_s)
     except TimeoutError as exc:
-        raise LtsError("stat", str(lts_root), f"no answer for {_SPACE_READING_TIMEOUT_S:.0f} s") from exc
+        raise LtsError(op, str(lts_root), f"no answer for {timeout_s:g} s") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
@@ -21,16 +21,16 @@ from mover.jobs_lifecycle import (
     told_failure,
 )
 from mover.jobs_result import archived_outcome
-from mover.reports import ArchiveReport
+from mover.reports import ArchiveReport, DatasetListing
 
 __all__ = ["OpenEngine", "SettlingEngine", "settle_dataset", "settle_job", "this_engine"]
 
 
 class SettlingEngine(Protocol):
-    """What it takes of an engine to settle datasets."""
+    """What it takes of an engine to settle datasets: this process's, or one that is elsewhere."""
 
-    async def is_whole(self, dataset_id: str) -> bool:
-        """Whether all datablocks are committed on the LTS."""
+    def datasets(self, dataset_id: str | None = None) -> AsyncIterator[DatasetListing]:
+        """See ``Engine.datasets``."""
         ...
 
     async def archive(self, dataset_id: str) -> ArchiveReport:
@@ -48,7 +48,7 @@ OpenEngine = Callable[[], AbstractAsyncContextManager[SettlingEngine]]
 
 def this_engine(engine: Engine) -> OpenEngine:
     """An engine that is open already."""
-    return lambda: nullcontext(_EngineHere(engine))
+    return lambda: nullcontext(engine)
 
 
 async def settle_job(
@@ -105,12 +105,20 @@ async def _settle(
     if kind == "retrieve":
         return await tell(catalogue, kind, outcome)
     async with open_engine() as engine:
-        if await engine.is_whole(outcome.dataset_id):
+        if await _is_whole(engine, outcome.dataset_id):
             report = await engine.archive(outcome.dataset_id)  # its source may be gone already: never taken back
             return await tell(catalogue, kind, archived_outcome(report))
         async with engine.holding(outcome.dataset_id):
             await catalogue.unregister_all(outcome.dataset_id)  # all of its datablocks or none
             return await tell(catalogue, kind, outcome)
+
+
+async def _is_whole(engine: SettlingEngine, dataset_id: str) -> bool:
+    """Whether all datablocks are committed on the LTS."""
+    try:
+        return all([listing.datablocks == listing.datablock_count async for listing in engine.datasets(dataset_id)])
+    except DatasetNotFoundError:
+        return False
 
 
 async def _still_started(catalogue: JobCatalogue, kind: JobKind, outcome: DatasetOutcome) -> bool:
@@ -120,23 +128,3 @@ async def _still_started(catalogue: JobCatalogue, kind: JobKind, outcome: Datase
         if error.retryable:
             raise
         return False  # the catalogue does not know it any more, or lets nobody look
-
-
-class _EngineHere:
-    """An engine of this process."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def is_whole(self, dataset_id: str) -> bool:
-        try:
-            found = self._engine.datasets(dataset_id)
-            return all([listing.datablocks == listing.datablock_count async for listing in found])
-        except DatasetNotFoundError:
-            return False
-
-    async def archive(self, dataset_id: str) -> ArchiveReport:
-        return await self._engine.archive(dataset_id)
-
-    def holding(self, dataset_id: str) -> AbstractAsyncContextManager[None]:
-        return self._engine.holding(dataset_id)
