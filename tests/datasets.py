@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from mover.engine import Engine, EngineConfig
@@ -13,11 +13,12 @@ from mover.parts import Buckets, Parts
 from mover.policies.retry import RetryPolicy
 from mover.reports import ArchiveReport
 from mover.streams.s3_calls import S3Endpoint
-from tests.servers import BucketFactory, S3Server, put_objects, s3_client
+from tests.servers import BucketFactory, S3Server, fresh_bucket, put_objects, s3_client
 
 __all__ = [
     "DATASET",
     "archive",
+    "fresh_buckets",
     "listing",
     "make_config",
     "make_parts",
@@ -34,6 +35,13 @@ DATASET = "20.500.11935/a-dataset"
 def random_bytes(size_bytes: int, seed: int = 0) -> bytes:
     """The same bytes for the same arguments."""
     return random.Random(seed).randbytes(size_bytes)
+
+
+@contextmanager
+def fresh_buckets(server: S3Server) -> Iterator[Buckets]:
+    """Three buckets of a test's own, which go with what is in them."""
+    with fresh_bucket(server) as landing_zone, fresh_bucket(server) as staging, fresh_bucket(server) as retrieval:
+        yield Buckets(landing_zone, staging, retrieval)
 
 
 def make_config(

@@ -15,19 +15,18 @@ from mover.daemon_jobs import JobService
 from mover.daemon_waits import is_same_wait
 from mover.engine import Engine, EngineConfig
 from mover.model import Progress, Stage
-from mover.parts import Buckets
-from tests.datasets import DATASET, make_config, upload
+from tests.datasets import DATASET, fresh_buckets, make_config, upload
 from tests.job_services import Steered, ended, order, service_config, until
-from tests.servers import S3Server, fresh_bucket
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
-    with fresh_bucket(moto_server) as one, fresh_bucket(moto_server) as two, fresh_bucket(moto_server) as three:
-        upload(moto_server, one, {"a": b"a file"})
-        yield make_config(tmp_path, moto_server, Buckets(one, two, three))
+    with fresh_buckets(moto_server) as buckets:
+        upload(moto_server, buckets.landing_zone, {"a": b"a file"})
+        yield make_config(tmp_path, moto_server, buckets)
 
 
 @asynccontextmanager

@@ -11,10 +11,9 @@ from mover.daemon_book import Item
 from mover.engine import EngineConfig
 from mover.errors import LtsError, NotEnoughSpaceError
 from mover.model import Progress, Stage
-from mover.parts import Buckets
-from tests.datasets import DATASET, make_config, random_bytes, upload
+from tests.datasets import DATASET, fresh_buckets, make_config, random_bytes, upload
 from tests.job_services import Steered, ended, open_service, order
-from tests.servers import S3Server, fresh_bucket
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -23,9 +22,9 @@ FILES = {"a": random_bytes(5_000, 1), "b/c": random_bytes(70_000, 2)}
 
 @pytest.fixture
 def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
-    with fresh_bucket(moto_server) as one, fresh_bucket(moto_server) as two, fresh_bucket(moto_server) as three:
-        upload(moto_server, one, FILES, DATASET)
-        yield make_config(tmp_path, moto_server, Buckets(one, two, three))
+    with fresh_buckets(moto_server) as buckets:
+        upload(moto_server, buckets.landing_zone, FILES, DATASET)
+        yield make_config(tmp_path, moto_server, buckets)
 
 
 class _GetsOn:

@@ -24,11 +24,10 @@ from mover.api import JobOptions, JobOrder
 from mover.daemon_http_bodies import BodyError, check_order
 from mover.daemon_scicat import CatalogueTrigger
 from mover.engine import EngineConfig
-from mover.parts import Buckets
-from tests.datasets import make_config
+from tests.datasets import fresh_buckets, make_config
 from tests.http_daemons import Served, browser, serve
 from tests.job_services import open_service
-from tests.servers import S3Server, fresh_bucket
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -40,8 +39,8 @@ _EXAMPLES_OF_EACH = min(100, max(1, _EXAMPLES // 20))  # of each operation, in o
 
 @pytest.fixture
 def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
-    with fresh_bucket(moto_server) as one, fresh_bucket(moto_server) as two, fresh_bucket(moto_server) as three:
-        yield make_config(tmp_path, moto_server, Buckets(one, two, three))
+    with fresh_buckets(moto_server) as buckets:
+        yield make_config(tmp_path, moto_server, buckets)
 
 
 class _Ready:

@@ -20,17 +20,16 @@ from mover.daemon_scicat import CatalogueTrigger
 from mover.engine import Engine, EngineConfig
 from mover.errors import ConfigError, JobNotFoundError, NotEnoughSpaceError
 from mover.jobs_lifecycle import JobKind
-from mover.parts import Buckets
 from mover.policies.retry import RetryPolicy
 from mover.scicat import SciCat
 from mover.settings_rules import Secret
-from tests.datasets import make_config, random_bytes, upload
+from tests.datasets import fresh_buckets, make_config, random_bytes, upload
 from tests.http_daemons import OPERATOR, READER, TOKENS, Served, browser, serve
 from tests.job_services import ended, open_service
 from tests.prefect_servers import PrefectServer
 from tests.scicat_clients import access_to
 from tests.scicat_fake.server import ScicatServer
-from tests.servers import S3Server, fresh_bucket
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -55,9 +54,9 @@ class World:
 
 @pytest.fixture
 def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
-    with fresh_bucket(moto_server) as one, fresh_bucket(moto_server) as two, fresh_bucket(moto_server) as three:
-        upload(moto_server, one, FILES, PID)
-        yield make_config(tmp_path, moto_server, Buckets(one, two, three))
+    with fresh_buckets(moto_server) as buckets:
+        upload(moto_server, buckets.landing_zone, FILES, PID)
+        yield make_config(tmp_path, moto_server, buckets)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from mover.daemon_work import Work, WorkRules
 from mover.engine import Engine, EngineConfig
 from mover.policies.retry import RetryPolicy
 from mover.tasks import TURN, in_turns
-from tests.datasets import make_config
+from tests.datasets import fresh_buckets, make_config
 from tests.job_services import Steered, ended, open_service, order, service_config, until
-from tests.servers import S3Server, fresh_bucket
+from tests.servers import S3Server
 from tests.test_daemon_store import new_job
 
 pytestmark = pytest.mark.anyio
@@ -51,9 +51,8 @@ class Held(Steered):
 
 @pytest.fixture
 def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
-    with fresh_bucket(moto_server) as one, fresh_bucket(moto_server) as two, fresh_bucket(moto_server) as three:
-        names = iter((one, two, three))
-        yield make_config(tmp_path, moto_server, lambda: next(names))
+    with fresh_buckets(moto_server) as buckets:
+        yield make_config(tmp_path, moto_server, buckets)
 
 
 async def turns_during(call: Callable[[], Awaitable[object]]) -> int:

@@ -35,10 +35,10 @@ from mover.jobs_settle import SettlingEngine, settle_job, this_engine
 from mover.reports import ByteCounters, RetrievedObject, RetrieveReport
 from mover.scicat import SciCat, SciCatAccess
 from mover.settings_rules import Secret
-from tests.datasets import DATASET, make_config, open_engine, upload
+from tests.datasets import DATASET, fresh_buckets, make_config, open_engine, upload
 from tests.engines import datablock_file
 from tests.scicat_fake.server import ScicatServer
-from tests.servers import S3Server, fresh_bucket
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.anyio
 
@@ -49,9 +49,8 @@ OTHER = "20.500.11935/another"
 
 @pytest.fixture
 def config(tmp_path: Path, moto_server: S3Server) -> Iterator[EngineConfig]:
-    with fresh_bucket(moto_server) as one, fresh_bucket(moto_server) as two, fresh_bucket(moto_server) as three:
-        names = iter((one, two, three))
-        yield make_config(tmp_path, moto_server, lambda: next(names))
+    with fresh_buckets(moto_server) as buckets:
+        yield make_config(tmp_path, moto_server, buckets)
 
 
 @pytest.fixture
